@@ -1,0 +1,137 @@
+//! What a runtime's failure means: its log and its words, understood here and nowhere else.
+
+use std::fs::File;
+use std::io::{Read as _, Seek as _, SeekFrom};
+use std::path::Path;
+
+use serde::Deserialize;
+use thiserror::Error;
+
+use crate::runtime::command::{CommandError, Output};
+
+/// The longest part of a runtime's log that is read for one failure.
+const LONGEST_LOG: u64 = 4 << 20;
+/// The longest reason that is passed on.
+const LONGEST_REASON: usize = 2000;
+
+/// Why a runtime's command failed.
+#[derive(Debug, Error)]
+pub enum RuntimeError {
+    /// The runtime does not know the container.
+    #[error("{0}")]
+    NotFound(String),
+    /// The container or process has ended already.
+    #[error("{0}")]
+    NotRunning(String),
+    /// Anything else, in the runtime's own words.
+    #[error("{0}")]
+    Failed(String),
+    /// This runtime has no such command.
+    #[error("{runtime} cannot {what}")]
+    Unsupported {
+        /// The runtime.
+        runtime: &'static str,
+        /// The command, in words, and why or since when it exists.
+        what: &'static str,
+    },
+    /// The command did not finish, or could not even be started.
+    #[error(transparent)]
+    Command(#[from] CommandError),
+}
+
+impl RuntimeError {
+    /// The meaning of a failed command's words. runc 1.1 to 1.3, crun 1.8 and runsc 20221219 to 20240729 were read for
+    /// this; an unknown text is [`RuntimeError::Failed`].
+    fn from_words(words: String) -> Self {
+        let any = |texts: &[&str]| texts.iter().any(|text| words.contains(text));
+        if any(&["does not exist", "container not found", "no such container"]) {
+            Self::NotFound(words)
+        } else if any(&["process already finished", "container not running", "no such process", "not running", "is stopped"]) {
+            Self::NotRunning(words)
+        } else {
+            Self::Failed(words)
+        }
+    }
+
+    /// The failure of `command` (a subcommand's name), from what its log gained since `mark`, else from its output.
+    pub(super) fn of(program: &str, command: &str, output: &Output, log: &Path, mark: u64) -> Self {
+        let said = last_error(log, mark)
+            .or_else(|| last_line(&output.stderr))
+            .or_else(|| last_line(&output.stdout))
+            .unwrap_or_else(|| format!("exit status {}, and not a word of why", output.exit.code));
+        let name = Path::new(program).file_name().map_or(program.into(), |name| name.to_string_lossy());
+        let said: String = said.chars().take(LONGEST_REASON).collect();
+        Self::from_words(format!("{name} {command}: {said}"))
+    }
+}
+
+/// The length of a log so far: the mark from which a command's own records begin.
+pub(super) fn mark(log: &Path) -> u64 {
+    log.metadata().map_or(0, |metadata| metadata.len())
+}
+
+/// The message of the last record at level error that `log` gained since `mark`.
+fn last_error(log: &Path, mark: u64) -> Option<String> {
+    let mut file = File::open(log).ok()?;
+    file.seek(SeekFrom::Start(mark)).ok()?;
+    let mut content = Vec::new();
+    file.take(LONGEST_LOG).read_to_end(&mut content).ok()?;
+    last_error_in(&content)
+}
+
+/// As above. Records follow each other with (runc) or without (runsc) a newline; what is cut short ends the search.
+fn last_error_in(content: &[u8]) -> Option<String> {
+    #[derive(Deserialize)]
+    struct Entry {
+        #[serde(default)]
+        level: String,
+        #[serde(default)]
+        msg: String,
+    }
+    serde_json::Deserializer::from_slice(content)
+        .into_iter::<Entry>()
+        .map_while(Result::ok)
+        .filter(|entry| ["error", "fatal", "panic"].contains(&entry.level.as_str()) && !entry.msg.trim().is_empty())
+        .last()
+        .map(|entry| entry.msg.trim().to_owned())
+}
+
+fn last_line(text: &[u8]) -> Option<String> {
+    let text = String::from_utf8_lossy(text);
+    text.lines().map(str::trim).rfind(|line| !line.is_empty()).map(str::to_owned)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_last_error_of_a_log_is_the_reason() {
+        let runc = b"{\"level\":\"error\",\"msg\":\"first\"}\n{\"level\":\"warning\",\"msg\":\"w\"}\n{\"level\":\"error\",\"msg\":\"last\"}\n";
+        assert_eq!(last_error_in(runc).as_deref(), Some("last"));
+        let runsc = b"{\"msg\":\"a\",\"level\":\"info\"}{\"msg\":\"boom\",\"level\":\"error\",\"time\":\"t\"}{\"msg\":\"b\",\"level\":\"info\"}";
+        assert_eq!(last_error_in(runsc).as_deref(), Some("boom"));
+    }
+
+    #[test]
+    fn a_log_that_is_no_log_has_no_reason() {
+        for content in [&b""[..], b"garbage", b"{\"level\":", b"[1,2]", b"{\"level\":\"error\",\"msg\":\" \"}", b"\xff\xfe"] {
+            assert_eq!(last_error_in(content), None, "{content:?}");
+        }
+        let cut = b"{\"level\":\"error\",\"msg\":\"whole\"}{\"level\":\"error\",\"msg\":\"cu";
+        assert_eq!(last_error_in(cut).as_deref(), Some("whole"));
+    }
+
+    #[test]
+    fn the_runtimes_words_mean_the_same_for_all_of_them() {
+        use RuntimeError::{Failed, NotFound, NotRunning};
+        let meaning = |words: &str| RuntimeError::from_words(words.to_owned());
+        for words in ["container does not exist", "loading container: file does not exist"] {
+            assert!(matches!(meaning(words), NotFound(_)), "{words}");
+        }
+        for words in ["container not running", "sandbox is not running", "os: process already finished"] {
+            assert!(matches!(meaning(words), NotRunning(_)), "{words}");
+        }
+        assert!(matches!(meaning("exec: \"nope\": executable file not found in $PATH"), Failed(_)));
+    }
+}

@@ -1,0 +1,358 @@
+//! runc's and runsc's command lines: one method for each thing that a container can be asked.
+//!
+//! A [`Runtime`] belongs to one container and is built from its decision record alone, so that `delete`, in another
+//! process after a crash, says exactly what the shim would have said. It keeps no state of the container and publishes
+//! nothing; every call runs one short-lived program under a deadline (see `command`).
+
+pub mod command;
+pub mod error;
+pub mod kvm;
+pub mod probe;
+
+use std::fs;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
+use tokio::io::unix::AsyncFd;
+
+use crate::bundle::record::Record;
+use crate::bundle::{Bundle, Id};
+use crate::runtime::command::{Command, CommandError, Output, Streams};
+pub use crate::runtime::error::RuntimeError;
+use crate::select::Runtime as Selected;
+use crate::shim::reaper::{Claim, Exit, Reaper};
+
+/// The file in the bundle that holds the init process's pid: also read by `delete` and by people.
+pub const INIT_PID: &str = "init.pid";
+/// The runtime's own log, in the bundle.
+const LOG: &str = "log.json";
+/// What gVisor's kernel tells a container's user, in the bundle.
+const USER_LOG: &str = "user.log";
+
+/// Making or starting a container or exec: hooks run in it, and a node may be under load.
+const LONG: Duration = Duration::from_secs(120);
+/// Everything else is a question or a signal.
+const SHORT: Duration = Duration::from_secs(10);
+/// The deadline of a delete: containerd's CRI gives its whole exit handling ten seconds.
+const DELETE: Duration = Duration::from_secs(6);
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    Runc,
+    Runsc,
+}
+
+/// The runtime of one container.
+#[derive(Clone)]
+pub struct Runtime {
+    kind: Kind,
+    program: String,
+    base: Vec<String>,
+    root: PathBuf,
+    record: Record,
+    bundle: Bundle,
+    id: Id,
+    reaper: Reaper,
+}
+
+/// A process that a runtime started.
+pub struct Started {
+    /// Its pid: for gVisor's root container the sandbox's, for its execs the waiting runsc's.
+    pub pid: i32,
+    /// Its pid inside the sandbox, for a gVisor exec.
+    pub inner_pid: Option<i32>,
+    /// Its exit.
+    pub exit: Claim,
+}
+
+/// The three streams that a process is given; absent ones are /dev/null.
+#[derive(Debug, Default)]
+pub struct ProcessStreams {
+    /// Its standard input.
+    pub stdin: Option<OwnedFd>,
+    /// Its standard output.
+    pub stdout: Option<OwnedFd>,
+    /// Its standard error.
+    pub stderr: Option<OwnedFd>,
+}
+
+impl From<ProcessStreams> for Streams {
+    fn from(ProcessStreams { stdin, stdout, stderr }: ProcessStreams) -> Self {
+        Self::Given { stdin, stdout, stderr }
+    }
+}
+
+/// Whom a signal is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Target {
+    /// The container's init process.
+    Init,
+    /// Every process of the container.
+    All,
+    /// The process with this pid inside the sandbox (gVisor only).
+    Inner(i32),
+}
+
+impl Runtime {
+    /// The runtime that `record` chose for container `id`.
+    pub fn new(record: Record, bundle: Bundle, id: Id, reaper: Reaper) -> Self {
+        let mut base = record.base_args();
+        let kind = match record.decision.runtime {
+            Selected::Runc { .. } => Kind::Runc,
+            Selected::Gvisor(_) => Kind::Runsc,
+        };
+        base.extend(["--log".to_owned(), path(&bundle.join(LOG)), "--log-format".to_owned(), "json".to_owned()]);
+        Self { kind, program: record.decision.runtime.binary().to_owned(), base, root: record.root(), record, bundle, id, reaper }
+    }
+
+    /// Whether the container runs in gVisor.
+    pub fn is_gvisor(&self) -> bool {
+        self.kind == Kind::Runsc
+    }
+
+    /// The record that this runtime was built from.
+    pub fn record(&self) -> &Record {
+        &self.record
+    }
+
+    /// Creates the container from its bundle, with these streams or, with a terminal, a console socket.
+    ///
+    /// # Errors
+    /// Nothing is left behind by the runtime, as far as `delete --force` can see to it.
+    pub async fn create(&self, streams: ProcessStreams, console: Option<&Path>) -> Result<Started, RuntimeError> {
+        if self.kind == Kind::Runsc && self.has_state() {
+            // A second create of the same id would destroy the first one's state.
+            let root = self.root.display();
+            return Err(RuntimeError::Failed(format!("runsc has a container {} already, in {root}; delete it first", self.id)));
+        }
+        let mut args = words(&["create", "--bundle"]);
+        args.extend([path(self.bundle.path()), "--pid-file".into(), path(&self.bundle.join(INIT_PID))]);
+        self.console(&mut args, console);
+        match self.kind {
+            Kind::Runc => {
+                args.extend(self.record.no_pivot_root.then(|| "--no-pivot".into()));
+                args.extend(self.record.no_new_keyring.then(|| "--no-new-keyring".into()));
+            }
+            Kind::Runsc => args.extend(["--user-log".into(), path(&self.bundle.join(USER_LOG))]),
+        }
+        args.push(self.id.to_string());
+        let _kept = self.reaper.expect();
+        let created = self.run(args, streams.into(), LONG).await;
+        let pid = created.and_then(|_| {
+            let missing = || RuntimeError::Failed(format!("{} create wrote no pid file", self.program));
+            self.bundle.pid(INIT_PID).ok_or_else(missing)
+        });
+        match pid {
+            Ok(pid) => Ok(Started { pid, inner_pid: None, exit: self.reaper.claim(pid) }),
+            Err(error) => {
+                if let Err(left) = self.delete(true).await {
+                    log::warn!(error = left.to_string().as_str(); "a failed create may have left something behind");
+                }
+                Err(error)
+            }
+        }
+    }
+
+    /// Starts the created container. The streams are for a container in another one's sandbox, which gets them here.
+    pub async fn start(&self, streams: Option<ProcessStreams>) -> Result<(), RuntimeError> {
+        let streams = streams.map_or(Streams::Captured, Into::into);
+        self.run(vec!["start".into(), self.id.to_string()], streams, LONG).await.map(drop)
+    }
+
+    /// Sends a signal, by number.
+    pub async fn kill(&self, signal: u32, target: Target) -> Result<(), RuntimeError> {
+        let mut args = words(&["kill"]);
+        match target {
+            Target::Init => {}
+            Target::All => args.push("--all".into()),
+            Target::Inner(pid) => args.extend(["--pid".into(), pid.to_string()]),
+        }
+        args.extend([self.id.to_string(), signal.to_string()]);
+        self.ask(args).await.map(drop)
+    }
+
+    /// Removes the container; one that does not exist is removed. `force` kills it first.
+    pub async fn delete(&self, force: bool) -> Result<(), RuntimeError> {
+        // runsc takes the first container whose id begins with the given text.
+        if self.kind == Kind::Runsc && !self.has_state() {
+            return Ok(());
+        }
+        let mut args = words(&["delete"]);
+        args.extend(force.then(|| "--force".into()));
+        args.push(self.id.to_string());
+        match self.run(args, Streams::Captured, DELETE).await {
+            Ok(_) | Err(RuntimeError::NotFound(_)) => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Runs another process in the container, described by the file `process`. `name` distinguishes this exec's files
+    /// in the bundle; it must not come from the tenant.
+    pub async fn exec(&self, name: &str, process: &Path, streams: ProcessStreams, console: Option<&Path>) -> Result<Started, RuntimeError> {
+        let pid_file = format!("{name}.pid");
+        let mut args = words(&["exec", "--process"]);
+        args.extend([path(process), "--pid-file".into(), path(&self.bundle.join(&pid_file))]);
+        self.console(&mut args, console);
+        let started = match self.kind {
+            Kind::Runc => self.exec_runc(args, &pid_file, streams).await,
+            Kind::Runsc => self.exec_runsc(args, name, &pid_file, streams).await,
+        };
+        self.bundle.remove(&pid_file);
+        started
+    }
+
+    /// runc leaves the process to us, its subreaper, and ends.
+    async fn exec_runc(&self, mut args: Vec<String>, pid_file: &str, streams: ProcessStreams) -> Result<Started, RuntimeError> {
+        args.extend(["--detach".into(), self.id.to_string()]);
+        let _kept = self.reaper.expect();
+        self.run(args, streams.into(), LONG).await?;
+        let pid = self.bundle.pid(pid_file).ok_or_else(|| RuntimeError::Failed("runc exec wrote no pid file".into()))?;
+        Ok(Started { pid, inner_pid: None, exit: self.reaper.claim(pid) })
+    }
+
+    /// runsc stays, as the process's stand-in, and ends with its exit code. Not with `--detach`, which only forks such
+    /// a stand-in, and drops every argument with "detach" in it, an id or a path included.
+    async fn exec_runsc(&self, mut args: Vec<String>, name: &str, pid_file: &str, streams: ProcessStreams) -> Result<Started, RuntimeError> {
+        let inner_pid_file = format!("{name}.inner-pid");
+        args.extend(["--internal-pid-file".into(), path(&self.bundle.join(&inner_pid_file)), self.id.to_string()]);
+        let mut pid_files = Watch::on(self.bundle.path()).map_err(|error| self.cannot_spawn(error))?;
+        let log = self.bundle.join(LOG);
+        let mark = error::mark(&log);
+        let mut running = self.command(args, streams.into(), LONG).spawn(&self.reaper)?;
+        let deadline = tokio::time::sleep(LONG);
+        tokio::pin!(deadline);
+        let result = loop {
+            tokio::select! {
+                biased;
+                exit = &mut running.exit => {
+                    running.release();
+                    let exit = exit.map_err(|_| RuntimeError::Failed("the shim is ending".into()))?;
+                    // It may have started, run and ended before we looked.
+                    break match self.bundle.pid(pid_file) {
+                        Some(pid) => Ok((pid, resolved(exit))),
+                        None => {
+                            let output = Output { exit, stdout: Vec::new(), stderr: Vec::new() };
+                            Err(RuntimeError::of(&self.program, "exec", &output, &log, mark))
+                        }
+                    };
+                }
+                () = pid_files.changed() => {
+                    if let Some(pid) = self.bundle.pid(pid_file) {
+                        break Ok((pid, running.release()));
+                    }
+                }
+                () = &mut deadline => {
+                    running.kill();
+                    break Err(CommandError::Deadline { line: format!("{} exec", self.program), deadline: LONG }.into());
+                }
+            }
+        };
+        let inner_pid = self.bundle.pid(&inner_pid_file);
+        self.bundle.remove(&inner_pid_file);
+        result.map(|(pid, exit)| Started { pid, inner_pid, exit })
+    }
+
+    /// Freezes the container; in gVisor the whole sandbox.
+    pub async fn pause(&self) -> Result<(), RuntimeError> {
+        self.ask(vec!["pause".into(), self.id.to_string()]).await.map(drop)
+    }
+
+    /// Thaws it.
+    pub async fn resume(&self) -> Result<(), RuntimeError> {
+        self.ask(vec!["resume".into(), self.id.to_string()]).await.map(drop)
+    }
+
+    /// Applies new resource limits: the JSON of the OCI specification's LinuxResources.
+    pub async fn update(&self, resources: &[u8]) -> Result<(), RuntimeError> {
+        const FILE: &str = "resources.json";
+        let written = self.bundle.write(FILE, resources);
+        written.map_err(|error| RuntimeError::Failed(error.to_string()))?;
+        let args = vec!["update".into(), "--resources".into(), path(&self.bundle.join(FILE)), self.id.to_string()];
+        let updated = self.ask(args).await;
+        self.bundle.remove(FILE);
+        updated.map(drop)
+    }
+
+    /// The pids of the container's processes, as seen inside a gVisor sandbox.
+    pub async fn inner_pids(&self) -> Result<Vec<u32>, RuntimeError> {
+        let output = self.ask(vec!["ps".into(), "--format".into(), "json".into(), self.id.to_string()]).await?;
+        // runsc prints nothing else, but not always a list: null when there is none.
+        let pids: Option<Vec<u32>> = serde_json::from_slice(&output.stdout)
+            .map_err(|error| RuntimeError::Failed(format!("{} ps printed no list of pids: {error}", self.program)))?;
+        Ok(pids.unwrap_or_default())
+    }
+
+    /// Whether runsc has a state file of exactly this container.
+    fn has_state(&self) -> bool {
+        let prefix = format!("{}_sandbox:", self.id);
+        let entries = fs::read_dir(&self.root).into_iter().flatten().flatten();
+        entries.map(|entry| entry.file_name()).any(|name| {
+            name.to_str().is_some_and(|name| name.starts_with(&prefix) && name.ends_with(".state"))
+        })
+    }
+
+    fn console(&self, args: &mut Vec<String>, console: Option<&Path>) {
+        if let Some(console) = console {
+            args.extend(["--console-socket".into(), path(console)]);
+        }
+    }
+
+    fn cannot_spawn(&self, error: io::Error) -> CommandError {
+        CommandError::Spawn { program: self.program.clone(), error }
+    }
+
+    async fn ask(&self, args: Vec<String>) -> Result<Output, RuntimeError> {
+        self.run(args, Streams::Captured, SHORT).await
+    }
+
+    async fn run(&self, args: Vec<String>, streams: Streams, deadline: Duration) -> Result<Output, RuntimeError> {
+        let name = args[0].clone();
+        let log = self.bundle.join(LOG);
+        let mark = error::mark(&log);
+        let output = self.command(args, streams, deadline).run(&self.reaper).await?;
+        if output.exit.code == 0 { Ok(output) } else { Err(RuntimeError::of(&self.program, &name, &output, &log, mark)) }
+    }
+
+    fn command(&self, args: Vec<String>, streams: Streams, deadline: Duration) -> Command {
+        let args = self.base.iter().cloned().chain(args).collect();
+        // Console sockets are given relative to the bundle: a socket's path has 107 bytes at most.
+        Command { program: self.program.clone(), args, directory: Some(self.bundle.path().to_owned()), streams, deadline }
+    }
+}
+
+/// Tells when a file of a directory was written.
+struct Watch(AsyncFd<Inotify>);
+
+impl Watch {
+    fn on(directory: &Path) -> io::Result<Self> {
+        let inotify = Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK)?;
+        inotify.add_watch(directory, AddWatchFlags::IN_CLOSE_WRITE | AddWatchFlags::IN_MOVED_TO)?;
+        Ok(Self(AsyncFd::new(inotify)?))
+    }
+
+    async fn changed(&mut self) {
+        if let Ok(mut ready) = self.0.readable().await {
+            while self.0.get_ref().read_events().is_ok() {}
+            ready.clear_ready();
+        }
+    }
+}
+
+/// The claim of a process that has ended already.
+fn resolved(exit: Exit) -> Claim {
+    let (tell, claim) = tokio::sync::oneshot::channel();
+    let _ = tell.send(exit);
+    claim
+}
+
+fn words(words: &[&str]) -> Vec<String> {
+    words.iter().map(ToString::to_string).collect()
+}
+
+fn path(path: &Path) -> String {
+    // Bundles are containerd's own paths, made of its configuration and a checked id: UTF-8 as they come to us.
+    path.to_string_lossy().into_owned()
+}

@@ -1,0 +1,166 @@
+//! The log: one structured line for each record, to the `log` fifo that containerd made in the bundle and copies into
+//! its own log. Writing never blocks; lines that find the fifo full are counted and the count is logged later.
+
+use std::fmt::Write as _;
+use std::fs::File;
+use std::io::{self, Write as _};
+use std::os::fd::AsFd;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::SystemTime;
+
+use log::kv::{self, Key, Value, VisitSource};
+use log::{LevelFilter, Log, Metadata, Record};
+use nix::libc;
+
+/// Longer lines are cut: a tenant's text cannot fill the node's log with one line.
+const LONGEST: usize = 4096;
+
+struct Logger {
+    sink: Option<File>,
+    dropped: AtomicU64,
+    fields: String,
+}
+
+/// Logs to `fifo` from now on, and to nowhere if it cannot be opened: a shim that cannot log still works.
+/// `fields` (`key=value …`) end every line.
+pub fn to_fifo(fifo: &Path, debug: bool, fields: String) {
+    // Open for reading as well: so that it opens and stays writable while containerd is away.
+    let sink = File::options().read(true).write(true).custom_flags(libc::O_NONBLOCK).open(fifo).ok();
+    install(Logger { sink, dropped: AtomicU64::new(0), fields }, debug);
+}
+
+/// Logs to standard error: for `delete`, whose standard error containerd logs, and for people.
+pub fn to_stderr(debug: bool) {
+    let sink = io::stderr().as_fd().try_clone_to_owned().ok().map(File::from);
+    install(Logger { sink, dropped: AtomicU64::new(0), fields: String::new() }, debug);
+}
+
+fn install(logger: Logger, debug: bool) {
+    log::set_max_level(if debug { LevelFilter::Debug } else { LevelFilter::Info });
+    // It fails only where a logger is installed already, which then stays.
+    let _ = log::set_boxed_logger(Box::new(logger));
+}
+
+/// Logs a panic before the process aborts: a panic is a bug, and its place must reach the operator.
+pub fn panics() {
+    std::panic::set_hook(Box::new(|info| {
+        log::error!(panic = info.to_string().as_str(); "the shim panicked; please report this");
+    }));
+}
+
+impl Log for Logger {
+    fn enabled(&self, metadata: &Metadata<'_>) -> bool {
+        metadata.level() <= log::max_level()
+    }
+
+    fn log(&self, record: &Record<'_>) {
+        let Some(mut sink) = self.sink.as_ref().filter(|_| self.enabled(record.metadata())) else { return };
+        let dropped = self.dropped.swap(0, Ordering::Relaxed);
+        let mut line = render(record, &self.fields, SystemTime::now());
+        if dropped > 0 {
+            line.insert_str(line.len() - 1, &format!(" dropped_lines={dropped}"));
+        }
+        // A line fits in the fifo whole or not at all (pipe(7): writes up to PIPE_BUF are atomic).
+        if sink.write_all(line.as_bytes()).is_err() {
+            self.dropped.fetch_add(dropped + 1, Ordering::Relaxed);
+        }
+    }
+
+    fn flush(&self) {}
+}
+
+/// The line for `record`, in the form of containerd's own log, newline included.
+fn render(record: &Record<'_>, fields: &str, now: SystemTime) -> String {
+    struct Pairs<'a>(&'a mut String);
+    impl<'kvs> VisitSource<'kvs> for Pairs<'_> {
+        fn visit_pair(&mut self, key: Key<'kvs>, value: Value<'kvs>) -> Result<(), kv::Error> {
+            let _ = write!(self.0, " {key}=");
+            push_value(self.0, &value.to_string());
+            Ok(())
+        }
+    }
+    let level = match record.level() {
+        log::Level::Warn => "warning".to_owned(),
+        level => level.as_str().to_ascii_lowercase(),
+    };
+    let mut line = format!("time=\"{}\" level={level} msg=", rfc3339(now));
+    push_value(&mut line, &record.args().to_string());
+    let _ = record.key_values().visit(&mut Pairs(&mut line));
+    if !fields.is_empty() {
+        line.push(' ');
+        line.push_str(fields);
+    }
+    let mut end = line.len().min(LONGEST - 32);
+    while !line.is_char_boundary(end) {
+        end -= 1;
+    }
+    line.truncate(end);
+    line.push('\n');
+    line
+}
+
+/// Appends `value`, quoted and escaped unless it is plain: foreign text can neither end the line nor forge a field.
+fn push_value(line: &mut String, value: &str) {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-._/@^+:".contains(c);
+    if !value.is_empty() && value.chars().all(plain) {
+        line.push_str(value);
+    } else {
+        let _ = write!(line, "{value:?}");
+    }
+}
+
+/// UTC to the millisecond (containerd's own lines have nanoseconds; nobody reads them).
+fn rfc3339(at: SystemTime) -> String {
+    let since = at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    let seconds = since.as_secs() as libc::time_t;
+    // SAFETY: all zeroes is a valid `tm`, and both pointers are valid for the call.
+    let tm = unsafe {
+        let mut tm = std::mem::zeroed::<libc::tm>();
+        libc::gmtime_r(&seconds, &mut tm);
+        tm
+    };
+    format!(
+        "{:04}-{:02}-{:02}T{:02}:{:02}:{:02}.{:03}Z",
+        tm.tm_year + 1900,
+        tm.tm_mon + 1,
+        tm.tm_mday,
+        tm.tm_hour,
+        tm.tm_min,
+        tm.tm_sec,
+        since.subsec_millis()
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    fn line(message: std::fmt::Arguments<'_>, value: &str) -> String {
+        let pairs = [("key", value)];
+        let record = Record::builder().args(message).level(log::Level::Warn).key_values(&pairs).build();
+        render(&record, "id=c1", SystemTime::UNIX_EPOCH + Duration::from_millis(86_400_042))
+    }
+
+    #[test]
+    fn a_line_carries_time_level_message_and_pairs() {
+        assert_eq!(
+            line(format_args!("hello there"), "plain/value"),
+            "time=\"1970-01-02T00:00:00.042Z\" level=warning msg=\"hello there\" key=plain/value id=c1\n"
+        );
+    }
+
+    #[test]
+    fn foreign_text_can_neither_break_a_line_nor_forge_a_field() {
+        let line = line(format_args!("m"), "a\nlevel=info msg=\"forged\"");
+        assert_eq!(line.matches('\n').count(), 1);
+        assert!(line.contains(r#"key="a\nlevel=info msg=\"forged\"""#), "{line}");
+    }
+
+    #[test]
+    fn a_line_is_never_longer_than_what_a_fifo_takes_at_once() {
+        assert!(line(format_args!("m"), &"ä".repeat(10_000)).len() <= LONGEST);
+    }
+}

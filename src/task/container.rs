@@ -1,0 +1,733 @@
+//! The actor that owns one container: its init, its execs, and the order of everything that is said about them.
+//!
+//! Requests and reports (a runtime command has finished, a process has ended, the OOM killer came) arrive in one
+//! mailbox and are handled one after the other, each at once: what may take time runs in a task that reports back.
+//! So the order of events holds by construction (invariant 1), and nothing a runtime does delays an answer that is
+//! known already (invariant 3).
+
+use std::collections::{HashMap, VecDeque};
+use std::time::Duration;
+
+use containerd_shim_protos::events::task as event;
+use containerd_shim_protos::protobuf::MessageField;
+use containerd_shim_protos::protobuf::well_known_types::any::Any;
+use nix::sys::signal::Signal;
+use tokio::sync::{mpsc, oneshot};
+
+use super::pod::{self, Shim};
+use super::process::{Process, State, killed};
+use super::{Reply, TaskError};
+use crate::bundle::record::Record;
+use crate::bundle::{Bundle, Id, rootfs};
+use crate::cgroup::{Cgroup, OomWatch};
+use crate::events::{Events, timestamp};
+use crate::runtime::{ProcessStreams, Runtime, RuntimeError, Started, Target};
+use crate::shim::reaper::{Claim, Exit};
+use crate::stdio::{ConsoleSocket, Stdio, StdioError, StreamNames};
+
+/// How long a deleted process's output may take to be delivered. containerd's CRI gives its exit handling, in which
+/// this is one step, ten seconds.
+const DRAIN: Duration = Duration::from_secs(2);
+/// How long execs may outlive their init before its end is announced without theirs.
+const STRAGGLERS: Duration = Duration::from_secs(2);
+/// How long a killed init may take to be reaped.
+const REAP: Duration = Duration::from_secs(2);
+
+/// What a container can be asked. An absent `exec` means the init.
+pub(super) enum Request {
+    Start { exec: Option<Id>, reply: Reply<u32> },
+    Exec { id: Id, spec: Vec<u8>, names: StreamNames, reply: Reply<()> },
+    State { exec: Option<Id>, reply: Reply<Snapshot> },
+    Wait { exec: Option<Id>, reply: Reply<Exit> },
+    Kill { exec: Option<Id>, signal: u32, all: bool, reply: Reply<()> },
+    Delete { exec: Option<Id>, reply: Reply<Deleted> },
+    Pids { reply: Reply<Vec<(u32, Option<Id>)>> },
+    CloseStdin { exec: Option<Id>, reply: Reply<()> },
+    Resize { exec: Option<Id>, width: u16, height: u16, reply: Reply<()> },
+    Pause { reply: Reply<()> },
+    Resume { reply: Reply<()> },
+    Update { resources: Vec<u8>, reply: Reply<()> },
+    Stats { reply: Reply<Any> },
+}
+
+/// What tasks report back.
+enum Report {
+    /// A process has ended.
+    Exited(Option<Id>, Exit),
+    /// The runtime has started the init, or not.
+    Started(Result<(), RuntimeError>, Reply<u32>),
+    /// The runtime has started an exec, or not.
+    ExecStarted(Id, Result<(Started, Stdio), TaskError>, Reply<u32>),
+    /// The runtime has paused (`true`) or resumed the container, or not.
+    Paused(bool, Result<(), RuntimeError>, Reply<()>),
+    /// A command without consequences here is done.
+    Idle,
+    /// The stragglers have had their time.
+    GiveUpStragglers,
+    /// The runtime has deleted the container, or not.
+    Removed(Result<(), RuntimeError>, Reply<Deleted>),
+    /// An exec's output is delivered.
+    ExecDrained(Id, Deleted, Reply<Deleted>),
+}
+
+/// Lifecycle commands, of which a container has one at a time.
+enum Command {
+    Start(Reply<u32>),
+    Pause(bool, Reply<()>),
+    Update(Vec<u8>, Reply<()>),
+    Delete(Reply<Deleted>),
+}
+
+enum Message {
+    Request(Request),
+    Report(Report),
+}
+
+/// A process as State shows it.
+pub(super) struct Snapshot {
+    pub(super) bundle: String,
+    pub(super) pid: u32,
+    pub(super) status: Status,
+    pub(super) names: StreamNames,
+    pub(super) exit: Option<Exit>,
+}
+
+/// The protocol's words for a process's state.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Status {
+    Created,
+    Running,
+    Pausing,
+    Paused,
+    Stopped,
+}
+
+/// The end of a deleted process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Deleted {
+    pub(super) pid: u32,
+    pub(super) exit: Exit,
+}
+
+/// The way to a container.
+#[derive(Clone)]
+pub(super) struct Handle(mpsc::UnboundedSender<Message>);
+
+impl Handle {
+    /// Asks, and waits for the answer. Given up, the request is carried out all the same.
+    pub(super) async fn ask<T>(&self, request: impl FnOnce(Reply<T>) -> Request) -> Result<T, TaskError> {
+        let (reply, answer) = oneshot::channel();
+        let gone = || TaskError::NotFound("the container was deleted meanwhile".into());
+        self.0.send(Message::Request(request(reply))).map_err(|_| gone())?;
+        answer.await.map_err(|_| gone())?
+    }
+}
+
+/// A container that exists in its runtime.
+pub(super) struct Container {
+    id: Id,
+    bundle: Bundle,
+    runtime: Runtime,
+    events: Events,
+    init: Process,
+    execs: HashMap<Id, Process>,
+    exec_specs: HashMap<Id, Vec<u8>>,
+    /// Distinguishes the execs' files in the bundle.
+    exec_count: u64,
+    /// The init's streams, if its start takes them (gVisor's later containers).
+    held_streams: Option<ProcessStreams>,
+    cgroup: Cgroup,
+    oom: Option<OomWatch>,
+    shares_pids: bool,
+    pausing: bool,
+    paused: bool,
+    /// A lifecycle command is under way; the others wait.
+    busy: bool,
+    waiting: VecDeque<Command>,
+    /// The runtime has deleted the container; only the init's end is still to come.
+    removed: Option<Reply<Deleted>>,
+    init_claim: Option<Claim>,
+    mailbox: mpsc::UnboundedSender<Message>,
+    messages: mpsc::UnboundedReceiver<Message>,
+}
+
+impl Container {
+    #[expect(clippy::too_many_arguments, reason = "each is made by another step of a creation")]
+    pub(super) fn new(
+        shim: &Shim,
+        id: Id,
+        bundle: Bundle,
+        runtime: Runtime,
+        init: Process,
+        init_claim: Claim,
+        held_streams: Option<ProcessStreams>,
+        cgroup: Cgroup,
+        oom: Option<OomWatch>,
+        shares_pids: bool,
+    ) -> Self {
+        let (mailbox, messages) = mpsc::unbounded_channel();
+        Self {
+            id,
+            bundle,
+            runtime,
+            events: shim.events.clone(),
+            init,
+            execs: HashMap::new(),
+            exec_specs: HashMap::new(),
+            exec_count: 0,
+            held_streams,
+            cgroup,
+            oom,
+            shares_pids,
+            pausing: false,
+            paused: false,
+            busy: false,
+            waiting: VecDeque::new(),
+            removed: None,
+            init_claim: Some(init_claim),
+            mailbox,
+            messages,
+        }
+    }
+
+    pub(super) fn pid(&self) -> u32 {
+        self.init.pid()
+    }
+
+    /// Starts the actor. It ends, and tells the pod, when the container is deleted.
+    pub(super) fn run(mut self, pod: mpsc::UnboundedSender<pod::Message>) -> Handle {
+        let handle = Handle(self.mailbox.clone());
+        tokio::spawn(async move {
+            if let Some(claim) = self.init_claim.take() {
+                self.watch(None, claim);
+            }
+            let end = loop {
+                let message = tokio::select! {
+                    message = self.messages.recv() => message,
+                    kills = oom_kills(&mut self.oom) => {
+                        self.out_of_memory(kills);
+                        continue;
+                    }
+                };
+                let done = match message {
+                    Some(Message::Request(request)) => {
+                        self.on_request(request);
+                        None
+                    }
+                    Some(Message::Report(report)) => self.on_report(report),
+                    None => return,
+                };
+                if let Some((end, reply)) = done {
+                    break (end, reply);
+                }
+            };
+            let (end, reply) = end;
+            // The pod first: who has the answer may create the same id again.
+            let _ = pod.send(pod::Message::Deleted(self.id.clone(), end));
+            let _ = reply.send(Ok(end));
+        });
+        handle
+    }
+
+    fn on_request(&mut self, request: Request) {
+        match request {
+            Request::Start { exec: None, reply } => self.enqueue(Command::Start(reply)),
+            Request::Start { exec: Some(exec), reply } => self.start_exec(exec, reply),
+            Request::Exec { id, spec, names, reply } => drop(reply.send(self.add_exec(id, spec, names))),
+            Request::State { exec, reply } => drop(reply.send(self.snapshot(exec.as_ref()))),
+            Request::Wait { exec, reply } => match self.process(exec.as_ref()) {
+                Ok(process) => process.wait(reply),
+                Err(error) => drop(reply.send(Err(error))),
+            },
+            Request::Kill { exec, signal, all, reply } => self.kill(exec.as_ref(), signal, all, reply),
+            Request::Delete { exec: None, reply } => self.enqueue(Command::Delete(reply)),
+            Request::Delete { exec: Some(exec), reply } => self.delete_exec(exec, reply),
+            Request::Pids { reply } => self.pids(reply),
+            Request::CloseStdin { exec, reply } => drop(reply.send(self.with_stdio(exec.as_ref(), |stdio| {
+                stdio.close_stdin();
+                Ok(())
+            }))),
+            Request::Resize { exec, width, height, reply } => {
+                drop(reply.send(self.with_stdio(exec.as_ref(), |stdio| stdio.resize(width, height))));
+            }
+            Request::Pause { reply } => self.enqueue(Command::Pause(true, reply)),
+            Request::Resume { reply } => self.enqueue(Command::Pause(false, reply)),
+            Request::Update { resources, reply } => self.enqueue(Command::Update(resources, reply)),
+            Request::Stats { reply } => drop(reply.send(self.cgroup.metrics().map_err(TaskError::from))),
+        }
+    }
+
+    /// Handles a report; returns the end of the container if this was it.
+    fn on_report(&mut self, report: Report) -> Option<(Deleted, Reply<Deleted>)> {
+        match report {
+            Report::Exited(None, exit) => self.init_exited(exit),
+            Report::Exited(Some(exec), exit) => self.exec_exited(&exec, exit),
+            Report::Started(result, reply) => {
+                self.started(result, reply);
+                self.next();
+            }
+            Report::ExecStarted(exec, result, reply) => self.exec_started(&exec, result, reply),
+            Report::Paused(pause, result, reply) => {
+                self.pausing = false;
+                if result.is_ok() {
+                    self.set_paused(pause);
+                }
+                let _ = reply.send(result.map_err(TaskError::from));
+                self.next();
+            }
+            Report::Idle => self.next(),
+            Report::GiveUpStragglers => self.announce_init_exit(),
+            Report::Removed(Ok(()), reply) => self.removed = Some(reply),
+            Report::Removed(Err(error), reply) => {
+                let _ = reply.send(Err(error.into()));
+                self.next();
+            }
+            Report::ExecDrained(exec, end, reply) => {
+                self.execs.remove(&exec);
+                let _ = reply.send(Ok(end));
+            }
+        }
+        // The runtime has deleted it and its end is announced: whichever came last.
+        let exit = self.init.exit()?;
+        let reply = self.removed.take()?;
+        Some((self.finish(exit), reply))
+    }
+
+    // Lifecycle commands: one at a time.
+
+    fn enqueue(&mut self, command: Command) {
+        self.waiting.push_back(command);
+        if !self.busy {
+            self.next();
+        }
+    }
+
+    /// Begins the next command that can begin.
+    fn next(&mut self) {
+        self.busy = false;
+        while !self.busy
+            && let Some(command) = self.waiting.pop_front()
+        {
+            self.busy = match command {
+                Command::Start(reply) => self.start(reply),
+                Command::Pause(pause, reply) => self.pause(pause, reply),
+                Command::Update(resources, reply) => self.update(resources, reply),
+                Command::Delete(reply) => self.delete(reply),
+            };
+        }
+    }
+
+    fn start(&mut self, reply: Reply<u32>) -> bool {
+        if let Err(error) = self.init.begin() {
+            let _ = reply.send(Err(error));
+            return false;
+        }
+        let (runtime, streams) = (self.runtime.clone(), self.held_streams.take());
+        self.report(async move { Report::Started(runtime.start(streams).await, reply) });
+        true
+    }
+
+    fn started(&mut self, result: Result<(), RuntimeError>, reply: Reply<u32>) {
+        let pid = self.init.pid();
+        let ended = match &result {
+            Ok(()) => {
+                self.events.publish(event::TaskStart { container_id: self.id.to_string(), pid, ..Default::default() });
+                self.init.started(pid.cast_signed())
+            }
+            Err(error) => {
+                log::error!(container_id = self.id.as_str(), error = error.to_string().as_str(); "start failed");
+                self.init.not_started()
+            }
+        };
+        let _ = reply.send(result.map(|()| pid).map_err(TaskError::from));
+        if let Some(exit) = ended {
+            self.init_exited(exit);
+        }
+    }
+
+    fn pause(&mut self, pause: bool, reply: Reply<()>) -> bool {
+        if !self.init.is_alive() {
+            let what = if pause { "paused" } else { "resumed" };
+            let _ = reply.send(Err(TaskError::WrongState(format!("container {} does not run and cannot be {what}", self.id))));
+            return false;
+        }
+        self.pausing = pause;
+        let runtime = self.runtime.clone();
+        self.report(async move {
+            let result = if pause { runtime.pause().await } else { runtime.resume().await };
+            Report::Paused(pause, result, reply)
+        });
+        true
+    }
+
+    fn set_paused(&mut self, paused: bool) {
+        self.paused = paused;
+        let container_id = self.id.to_string();
+        if paused {
+            self.events.publish(event::TaskPaused { container_id, ..Default::default() });
+        } else {
+            self.events.publish(event::TaskResumed { container_id, ..Default::default() });
+        }
+    }
+
+    fn update(&mut self, resources: Vec<u8>, reply: Reply<()>) -> bool {
+        let runtime = self.runtime.clone();
+        self.report(async move {
+            let _ = reply.send(runtime.update(&resources).await.map_err(TaskError::from));
+            Report::Idle
+        });
+        true
+    }
+
+    fn delete(&mut self, reply: Reply<Deleted>) -> bool {
+        // One that was never started may be deleted alive.
+        let force = match self.init.state {
+            State::Stopped { .. } => false,
+            State::Created { .. } => true,
+            State::Starting { .. } | State::Running { .. } => {
+                let _ = reply.send(Err(TaskError::WrongState(format!("container {} runs; kill it before you delete it", self.id))));
+                return false;
+            }
+        };
+        let (runtime, stdio) = (self.runtime.clone(), self.init.stdio.take().unwrap_or_default());
+        self.held_streams = None;
+        self.report(async move {
+            let ((), deleted) = tokio::join!(stdio.drain(DRAIN), remove(&runtime, force));
+            if let Err(error) = &deleted {
+                log::error!(error = error.to_string().as_str(); "the runtime did not delete the container");
+            }
+            Report::Removed(deleted, reply)
+        });
+        if force {
+            self.later(DRAIN + REAP, Report::Exited(None, killed()));
+        }
+        true
+    }
+
+    /// Removes what the shim made for the container, and says so.
+    fn finish(&mut self, exit: Exit) -> Deleted {
+        rootfs::unmount_all(&self.bundle.rootfs());
+        Record::remove(&self.bundle);
+        let end = Deleted { pid: self.init.pid(), exit };
+        self.events.publish(event::TaskDelete {
+            container_id: self.id.to_string(),
+            pid: end.pid,
+            exit_status: exit.code,
+            exited_at: MessageField::some(timestamp(exit.at)),
+            ..Default::default()
+        });
+        end
+    }
+
+    // The ends of processes.
+
+    /// The init has ended. Its end is announced once, and last: after an OOM kill's and after its execs'.
+    fn init_exited(&mut self, exit: Exit) {
+        match &mut self.init.state {
+            State::Stopped { .. } => return,
+            // Announced when the runtime says that it has started, or has not.
+            State::Starting { ended, .. } => {
+                ended.get_or_insert(exit);
+                return;
+            }
+            State::Running { ended, .. } => drop(ended.get_or_insert(exit)),
+            State::Created { pid } => {
+                let pid = pid.unwrap_or_default();
+                self.init.state = State::Running { pid, ended: Some(exit) };
+            }
+        }
+        // The last look, at once: the counter is final when its processes are dead.
+        let kills = self.oom.take().map_or(0, |mut oom| oom.check());
+        self.out_of_memory(kills);
+        if self.shares_pids && !self.runtime.is_gvisor() {
+            // Its other processes have lost nothing but their init.
+            let runtime = self.runtime.clone();
+            self.report(async move {
+                let _ = runtime.kill(Signal::SIGKILL as u32, Target::All).await;
+                Report::GiveUpStragglers
+            });
+        } else if self.has_stragglers() {
+            self.later(STRAGGLERS, Report::GiveUpStragglers);
+        } else {
+            self.announce_init_exit();
+        }
+    }
+
+    fn has_stragglers(&self) -> bool {
+        self.execs.values().any(|exec| exec.is_alive() || exec.is_starting())
+    }
+
+    fn announce_init_exit(&mut self) {
+        if let State::Running { ended: Some(exit), .. } = self.init.state {
+            self.paused = false;
+            self.init.stop(exit);
+            self.publish_exit(self.id.as_str(), self.init.pid(), exit);
+        }
+    }
+
+    fn exec_exited(&mut self, id: &Id, exit: Exit) {
+        let Some(exec) = self.execs.get_mut(id) else { return };
+        exec.stop(exit);
+        let pid = exec.pid();
+        self.publish_exit(id.as_str(), pid, exit);
+        if !self.has_stragglers() && !self.shares_pids {
+            self.announce_init_exit();
+        }
+    }
+
+    fn publish_exit(&self, id: &str, pid: u32, exit: Exit) {
+        self.events.publish(event::TaskExit {
+            container_id: self.id.to_string(),
+            id: id.to_owned(),
+            pid,
+            exit_status: exit.code,
+            exited_at: MessageField::some(timestamp(exit.at)),
+            ..Default::default()
+        });
+    }
+
+    fn out_of_memory(&self, kills: u64) {
+        if kills > 0 {
+            log::info!(container_id = self.id.as_str(), kills; "OOM kill detected via cgroup watcher");
+            self.events.publish(event::TaskOOM { container_id: self.id.to_string(), ..Default::default() });
+        }
+    }
+
+    // Execs.
+
+    fn add_exec(&mut self, id: Id, spec: Vec<u8>, names: StreamNames) -> Result<(), TaskError> {
+        if self.execs.contains_key(&id) || id == self.id {
+            return Err(TaskError::AlreadyExists(format!("exec {id} exists already in container {}", self.id)));
+        }
+        self.events.publish(event::TaskExecAdded { container_id: self.id.to_string(), exec_id: id.to_string(), ..Default::default() });
+        self.execs.insert(id.clone(), Process::created(None, names, None));
+        self.exec_specs.insert(id, spec);
+        Ok(())
+    }
+
+    fn start_exec(&mut self, id: Id, reply: Reply<u32>) {
+        let begun = match self.execs.get_mut(&id) {
+            None => Err(TaskError::no_exec(id.as_str())),
+            Some(_) if !self.init.is_alive() => {
+                Err(TaskError::WrongState(format!("container {} does not run; nothing can be executed in it", self.id)))
+            }
+            Some(exec) => exec.begin().map(|()| exec.names.clone()),
+        };
+        let names = match begun {
+            Ok(names) => names,
+            Err(error) => return drop(reply.send(Err(error))),
+        };
+        self.exec_count += 1;
+        let name = format!("exec-{}", self.exec_count);
+        let spec = self.exec_specs.remove(&id).unwrap_or_default();
+        let (runtime, bundle) = (self.runtime.clone(), self.bundle.clone());
+        self.report(async move {
+            let result = run_exec(&runtime, &bundle, &name, &spec, &names).await;
+            Report::ExecStarted(id, result, reply)
+        });
+    }
+
+    fn exec_started(&mut self, id: &Id, result: Result<(Started, Stdio), TaskError>, reply: Reply<u32>) {
+        let Some(exec) = self.execs.get_mut(id) else { return };
+        match result {
+            Ok((started, stdio)) => {
+                exec.started(started.pid);
+                exec.stdio = Some(stdio);
+                exec.inner_pid = started.inner_pid;
+                let pid = exec.pid();
+                self.events.publish(event::TaskExecStarted {
+                    container_id: self.id.to_string(),
+                    exec_id: id.to_string(),
+                    pid,
+                    ..Default::default()
+                });
+                let _ = reply.send(Ok(pid));
+                self.watch(Some(id.clone()), started.exit);
+            }
+            Err(error) => {
+                log::error!(container_id = self.id.as_str(), exec_id = id.as_str(), error = error.to_string().as_str(); "exec failed");
+                // It never ran: it can be deleted, and there is no exit to announce.
+                exec.stop(Exit { code: 255, ..killed() });
+                let _ = reply.send(Err(error));
+                if !self.has_stragglers() {
+                    self.announce_init_exit();
+                }
+            }
+        }
+    }
+
+    fn delete_exec(&mut self, id: Id, reply: Reply<Deleted>) {
+        let Some(exec) = self.execs.get_mut(&id) else {
+            return drop(reply.send(Err(TaskError::no_exec(id.as_str()))));
+        };
+        let exit = match exec.state {
+            State::Stopped { exit, .. } => exit,
+            State::Created { .. } => Exit { code: 0, ..killed() },
+            State::Starting { .. } | State::Running { .. } => {
+                let running = format!("exec {id} runs; kill it before you delete it");
+                return drop(reply.send(Err(TaskError::WrongState(running))));
+            }
+        };
+        let end = Deleted { pid: exec.pid(), exit };
+        let stdio = exec.stdio.take().unwrap_or_default();
+        self.exec_specs.remove(&id);
+        self.report(async move {
+            stdio.drain(DRAIN).await;
+            Report::ExecDrained(id, end, reply)
+        });
+    }
+
+    // Questions and signals.
+
+    fn process(&mut self, exec: Option<&Id>) -> Result<&mut Process, TaskError> {
+        match exec {
+            None => Ok(&mut self.init),
+            Some(id) => self.execs.get_mut(id).ok_or_else(|| TaskError::no_exec(id.as_str())),
+        }
+    }
+
+    fn with_stdio(&mut self, exec: Option<&Id>, act: impl FnOnce(&mut Stdio) -> Result<(), StdioError>) -> Result<(), TaskError> {
+        let process = self.process(exec)?;
+        process.stdio.as_mut().map_or(Ok(()), act).map_err(TaskError::from)
+    }
+
+    fn snapshot(&mut self, exec: Option<&Id>) -> Result<Snapshot, TaskError> {
+        let (pausing, paused, bundle) = (self.pausing, self.paused, self.bundle.path().to_string_lossy().into_owned());
+        let process = self.process(exec)?;
+        let status = match process.state {
+            State::Created { .. } | State::Starting { .. } => Status::Created,
+            State::Stopped { .. } => Status::Stopped,
+            State::Running { .. } if paused && exec.is_none() => Status::Paused,
+            State::Running { .. } if pausing && exec.is_none() => Status::Pausing,
+            State::Running { .. } => Status::Running,
+        };
+        Ok(Snapshot { bundle, pid: process.pid(), status, names: process.names.clone(), exit: process.exit() })
+    }
+
+    fn kill(&mut self, exec: Option<&Id>, signal: u32, all: bool, reply: Reply<()>) {
+        let gvisor = self.runtime.is_gvisor();
+        let paused = self.paused;
+        let process = match self.process(exec) {
+            Ok(process) => process,
+            Err(error) => return drop(reply.send(Err(error))),
+        };
+        let target = match (process.state, process.inner_pid) {
+            (State::Stopped { .. } | State::Running { ended: Some(_), .. }, _) => {
+                return drop(reply.send(Err(TaskError::NotFound("process already finished".into()))));
+            }
+            (State::Created { pid: None } | State::Starting { pid: None, .. }, _) => {
+                return drop(reply.send(Err(TaskError::WrongState("the process has not been started".into()))));
+            }
+            (_, Some(inner)) => Target::Inner(inner),
+            (_, None) if all => Target::All,
+            (_, None) => Target::Init,
+        };
+        if !gvisor && target == Target::Init && !paused {
+            // Straight to the process, which is ours and not reaped, so its pid is its own.
+            let pid = process.pid().cast_signed();
+            return drop(reply.send(send_signal(pid, signal)));
+        }
+        let runtime = self.runtime.clone();
+        tokio::spawn(async move {
+            let _ = reply.send(runtime.kill(signal, target).await.map_err(TaskError::from));
+        });
+    }
+
+    fn pids(&mut self, reply: Reply<Vec<(u32, Option<Id>)>>) {
+        let known: HashMap<u32, Id> = self
+            .execs
+            .iter()
+            .filter(|(_, exec)| exec.is_alive())
+            .map(|(id, exec)| (exec.inner_pid.map_or(exec.pid(), i32::unsigned_abs), id.clone()))
+            .collect();
+        let named = move |pids: Vec<u32>| pids.into_iter().map(|pid| (pid, known.get(&pid).cloned())).collect();
+        if !self.runtime.is_gvisor() {
+            let pids = self.cgroup.procs().map_err(TaskError::from);
+            return drop(reply.send(pids.map(|pids| named(pids.into_iter().map(i32::unsigned_abs).collect()))));
+        }
+        let runtime = self.runtime.clone();
+        tokio::spawn(async move {
+            let _ = reply.send(runtime.inner_pids().await.map(named).map_err(TaskError::from));
+        });
+    }
+
+    // The tasks that report back.
+
+    fn report(&self, work: impl Future<Output = Report> + Send + 'static) {
+        let mailbox = self.mailbox.clone();
+        tokio::spawn(async move {
+            let _ = mailbox.send(Message::Report(work.await));
+        });
+    }
+
+    fn later(&self, after: Duration, report: Report) {
+        self.report(async move {
+            tokio::time::sleep(after).await;
+            report
+        });
+    }
+
+    fn watch(&self, exec: Option<Id>, claim: Claim) {
+        let mailbox = self.mailbox.clone();
+        tokio::spawn(async move {
+            if let Ok(exit) = claim.await {
+                let _ = mailbox.send(Message::Report(Report::Exited(exec, exit)));
+            }
+        });
+    }
+}
+
+/// The OOM killer's next victims in this container.
+async fn oom_kills(oom: &mut Option<OomWatch>) -> u64 {
+    match oom {
+        Some(watch) => watch.wait().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Deletes by the gentle way first, if that is allowed at all.
+async fn remove(runtime: &Runtime, force: bool) -> Result<(), RuntimeError> {
+    if !force && runtime.delete(false).await.is_ok() {
+        return Ok(());
+    }
+    runtime.delete(true).await
+}
+
+async fn run_exec(
+    runtime: &Runtime,
+    bundle: &Bundle,
+    name: &str,
+    spec: &[u8],
+    names: &StreamNames,
+) -> Result<(Started, Stdio), TaskError> {
+    let file = format!("{name}.json");
+    bundle.write(&file, spec)?;
+    let path = bundle.join(&file);
+    let run = async {
+        if names.terminal {
+            let socket = ConsoleSocket::listen(bundle.path(), &format!("{name}.sock"))?;
+            let started = runtime.exec(name, &path, ProcessStreams::default(), Some(socket.name())).await?;
+            let console = socket.receive().await?;
+            Ok((started, Stdio::terminal(names, console)?))
+        } else {
+            let (stdio, streams) = Stdio::pipes(names)?;
+            Ok((runtime.exec(name, &path, streams, None).await?, stdio))
+        }
+    };
+    let result = run.await;
+    bundle.remove(&file);
+    result
+}
+
+fn send_signal(pid: i32, signal: u32) -> Result<(), TaskError> {
+    let number = i32::try_from(signal).unwrap_or(-1);
+    // SAFETY: plain integers. libc's own call, since a signal is a number here: real-time ones have no name in nix.
+    match unsafe { nix::libc::kill(pid, number) } {
+        0 => Ok(()),
+        _ => match nix::errno::Errno::last() {
+            nix::errno::Errno::ESRCH => Err(TaskError::NotFound("process already finished".into())),
+            nix::errno::Errno::EINVAL => Err(TaskError::Invalid(format!("signal {signal} does not exist"))),
+            error => Err(TaskError::WrongState(format!("cannot send signal {signal}: {error}"))),
+        },
+    }
+}

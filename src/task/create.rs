@@ -1,0 +1,221 @@
+//! The making of a container: decision, record, spec, root file system, streams, runtime, cgroup; in this order, and
+//! unmade in reverse if a step fails.
+
+use containerd_shim_protos::events::task::{TaskCreate, TaskIO};
+use containerd_shim_protos::protobuf::MessageField;
+use containerd_shim_protos::protobuf::well_known_types::any::Any;
+use containerd_shim_protos::types::mount::Mount;
+use tokio::sync::OnceCell;
+
+use super::container::Container;
+use super::pod::Shim;
+use super::process::Process;
+use super::{Reply, TaskError};
+use crate::bundle::record::Record;
+use crate::bundle::{Annotations, Bundle, Id, rewrite, rootfs};
+use crate::cgroup::{Cgroup, OomWatch};
+use crate::config::file::{ENVIRONMENT, load};
+use crate::config::HandlerOptions;
+use crate::runtime::{ProcessStreams, Runtime, Started, probe};
+use crate::select::{Decision, SpecView, Workload, plan};
+use crate::stdio::{ConsoleSocket, Stdio, StreamNames};
+
+/// The name of the console socket in the bundle.
+const CONSOLE: &str = "console.sock";
+
+/// A Create request, checked as far as it can be without looking at the bundle.
+pub(super) struct Request {
+    pub(super) id: Id,
+    pub(super) bundle: Bundle,
+    pub(super) rootfs: Vec<Mount>,
+    pub(super) names: StreamNames,
+    pub(super) checkpoint: String,
+    pub(super) options: Option<Any>,
+    pub(super) reply: Reply<u32>,
+}
+
+/// What the pod's first container decided for all of them.
+#[derive(Clone, Debug)]
+pub(super) struct PodDecision {
+    decision: Decision,
+    record: Record,
+}
+
+/// The parts that are unmade if the making fails, by being dropped before it is disarmed.
+struct Undo<'a> {
+    bundle: &'a Bundle,
+    armed: bool,
+}
+
+impl Drop for Undo<'_> {
+    fn drop(&mut self) {
+        if self.armed {
+            rootfs::unmount_all(&self.bundle.rootfs());
+            Record::remove(self.bundle);
+        }
+    }
+}
+
+/// Makes the container. Its create event is published before this returns, so that nothing of it can come earlier.
+pub(super) async fn create(shim: &Shim, pod: &OnceCell<PodDecision>, request: &Request) -> Result<Container, TaskError> {
+    let Request { id, bundle, names, .. } = request;
+    let config = bundle.config()?;
+    let spec: SpecView = bundle.parse("config.json", &config)?;
+    let facts = ProcessFacts::of(bundle, &config)?;
+    drop(config);
+    let workload = Workload::from_spec(&spec);
+    let annotations = spec.annotations();
+    let decided = pod.get_or_try_init(|| decide(shim, request, &spec, &annotations, &workload)).await?;
+    decided.decision.admit(&workload)?;
+
+    let mut record = decided.record.clone();
+    record.in_sandbox = is_in_sandbox(&annotations);
+    record.write(bundle)?;
+    let mut undo = Undo { bundle, armed: true };
+    let runtime = Runtime::new(record, bundle.clone(), id.clone(), shim.reaper.clone());
+    if let crate::select::Runtime::Gvisor(gvisor) = &decided.decision.runtime {
+        rewrite::for_runsc(bundle, gvisor.nvproxy && workload.asks_for_gpu())?;
+        if gvisor.nvproxy {
+            log::info!(container_id = id.as_str(), nvproxy_enabled = true; "starting container with nvproxy");
+        }
+    }
+    rootfs::mount_all(&request.rootfs, &bundle.rootfs())?;
+    let (started, stdio, held) = start_process(&runtime, bundle, names).await?;
+
+    let made = async {
+        let cgroup = Cgroup::of_pid(started.pid)?;
+        let oom = OomWatch::arm(&cgroup).inspect_err(|error| {
+            log::warn!(container_id = id.as_str(), error = error.to_string().as_str(); "OOM kills of this container will not be noticed");
+        });
+        Ok::<_, TaskError>((cgroup, oom.ok()))
+    };
+    let (cgroup, oom) = match made.await {
+        Ok(made) => made,
+        Err(error) => {
+            if let Err(left) = runtime.delete(true).await {
+                log::warn!(container_id = id.as_str(), error = left.to_string().as_str(); "cannot delete a container whose creation failed");
+            }
+            return Err(error);
+        }
+    };
+    undo.armed = false;
+
+    shim.events.publish(TaskCreate {
+        container_id: id.to_string(),
+        bundle: bundle.path().to_string_lossy().into_owned(),
+        rootfs: request.rootfs.clone(),
+        io: MessageField::some(TaskIO {
+            stdin: names.stdin.clone(),
+            stdout: names.stdout.clone(),
+            stderr: names.stderr.clone(),
+            terminal: names.terminal,
+            ..TaskIO::default()
+        }),
+        checkpoint: request.checkpoint.clone(),
+        pid: started.pid.unsigned_abs(),
+        ..TaskCreate::default()
+    });
+    let init = Process::created(Some(started.pid), names.clone(), Some(stdio));
+    let shares_pids = facts.shares_pids;
+    Ok(Container::new(shim, id.clone(), bundle.clone(), runtime, init, started.exit, held, cgroup, oom, shares_pids))
+}
+
+/// Has the runtime create the container with its streams. Streams that are for a later start are held back.
+async fn start_process(
+    runtime: &Runtime,
+    bundle: &Bundle,
+    names: &StreamNames,
+) -> Result<(Started, Stdio, Option<ProcessStreams>), TaskError> {
+    if names.terminal {
+        let socket = ConsoleSocket::listen(bundle.path(), CONSOLE)?;
+        let started = runtime.create(ProcessStreams::default(), Some(socket.name())).await?;
+        let stdio = match socket.receive().await.and_then(|console| Stdio::terminal(names, console)) {
+            Ok(stdio) => stdio,
+            Err(error) => {
+                let _ = runtime.delete(true).await;
+                return Err(error.into());
+            }
+        };
+        return Ok((started, stdio, None));
+    }
+    let (stdio, streams) = Stdio::pipes(names)?;
+    if runtime.record().in_sandbox && runtime.is_gvisor() {
+        let started = runtime.create(ProcessStreams::default(), None).await?;
+        return Ok((started, stdio, Some(streams)));
+    }
+    let started = runtime.create(streams, None).await?;
+    Ok((started, stdio, None))
+}
+
+/// The pod's decision, made by its first container.
+async fn decide(
+    shim: &Shim,
+    request: &Request,
+    spec: &SpecView,
+    annotations: &Annotations,
+    workload: &Workload,
+) -> Result<PodDecision, TaskError> {
+    let options = HandlerOptions::decode(request.options.as_ref())?;
+    let config = load(&options, std::env::var_os(ENVIRONMENT))?;
+    let plan = plan(&config, options.pool(), annotations, workload)?;
+    let facts = probe::facts(&plan.needs(), &config.runsc, &shim.reaper).await;
+    let decision = plan.settle(&facts)?;
+    for line in decision.log_lines(request.id.as_str()) {
+        line.log();
+    }
+    for reason in &decision.reasons {
+        log::debug!(container_id = request.id.as_str(), reason = reason.as_str(); "decided");
+    }
+    let runc = match &options {
+        HandlerOptions::Runc(runc) => Some(runc),
+        HandlerOptions::Node(_) | HandlerOptions::None => None,
+    };
+    let record = Record {
+        namespace: shim.namespace.clone(),
+        decision: decision.clone(),
+        in_sandbox: false,
+        systemd_cgroup: options.systemd_cgroup() || spec.systemd_cgroup(),
+        no_pivot_root: runc.is_some_and(|runc| runc.no_pivot_root),
+        no_new_keyring: runc.is_some_and(|runc| runc.no_new_keyring),
+    };
+    Ok(PodDecision { decision, record })
+}
+
+/// Whether a container belongs into its pod's sandbox. One without CRI's annotations (ctr, BuildKit) is its own.
+fn is_in_sandbox(annotations: &Annotations) -> bool {
+    annotations.get("io.kubernetes.cri.container-type").is_some_and(|kind| kind == "container")
+}
+
+/// What an actor needs to know of a spec.
+struct ProcessFacts {
+    /// The container lives in somebody else's pid namespace, so that its init's end is not its processes' end.
+    shares_pids: bool,
+}
+
+impl ProcessFacts {
+    fn of(bundle: &Bundle, config: &[u8]) -> Result<Self, TaskError> {
+        #[derive(Default, serde::Deserialize)]
+        #[serde(default)]
+        struct Spec {
+            linux: Option<Linux>,
+        }
+        #[derive(Default, serde::Deserialize)]
+        #[serde(default)]
+        struct Linux {
+            namespaces: Option<Vec<Namespace>>,
+        }
+        #[derive(Default, serde::Deserialize)]
+        #[serde(default)]
+        struct Namespace {
+            #[serde(rename = "type")]
+            kind: Option<String>,
+            path: Option<String>,
+        }
+        let spec: Spec = bundle.parse("config.json", config)?;
+        let namespaces = spec.linux.and_then(|linux| linux.namespaces).unwrap_or_default();
+        let own = |namespace: &Namespace| {
+            namespace.kind.as_deref() == Some("pid") && namespace.path.as_deref().unwrap_or_default().is_empty()
+        };
+        Ok(Self { shares_pids: !namespaces.iter().any(own) })
+    }
+}

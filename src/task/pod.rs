@@ -1,0 +1,198 @@
+//! The pod: which containers this shim has, and when it is done.
+//!
+//! An actor: it answers at once, whatever its containers are doing. It hands out the way to a container and never
+//! stands in between afterwards.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{OnceCell, mpsc, oneshot};
+
+use super::container::{self, Deleted};
+use super::create::{self, PodDecision};
+use super::{Reply, TaskError};
+use crate::bundle::Id;
+use crate::events::Events;
+use crate::shim::reaper::Reaper;
+
+/// How long a shim without containers waits for the next before it ends by itself: nobody may ever come
+/// (containerd #6860: a caller that died between start and create).
+const LONELY: Duration = Duration::from_secs(60);
+/// How many deleted containers' ends are kept for those who ask again.
+const REMEMBERED: usize = 64;
+
+/// What all of a shim's parts share.
+#[derive(Clone)]
+pub struct Shim {
+    /// containerd's namespace.
+    pub namespace: String,
+    /// The queue to containerd.
+    pub events: Events,
+    /// Who waits for processes.
+    pub reaper: Reaper,
+}
+
+pub(super) enum Message {
+    Create(Box<create::Request>),
+    Created(Id, Box<Result<container::Container, TaskError>>, Reply<u32>),
+    Find(String, oneshot::Sender<Found>),
+    Deleted(Id, Deleted),
+    Shutdown(oneshot::Sender<bool>),
+}
+
+/// What the pod knows of an id.
+pub(super) enum Found {
+    /// The way to a living container.
+    Here(container::Handle),
+    /// It was here, and this was its end.
+    Deleted(Deleted),
+    /// Never heard of, or not yet created.
+    Unknown,
+}
+
+enum Entry {
+    Creating,
+    Created(container::Handle),
+}
+
+/// The way to the pod.
+#[derive(Clone)]
+pub struct Pod(mpsc::UnboundedSender<Message>);
+
+impl Pod {
+    /// Starts the pod's actor. The receiver resolves when the shim has nothing left to do.
+    pub fn start(shim: Shim) -> (Self, oneshot::Receiver<()>) {
+        let (mailbox, messages) = mpsc::unbounded_channel();
+        let (done, ended) = oneshot::channel();
+        let state = State {
+            shim,
+            mailbox: mailbox.clone(),
+            containers: HashMap::new(),
+            deleted: VecDeque::new(),
+            decision: Arc::default(),
+        };
+        tokio::spawn(async move {
+            state.run(messages).await;
+            let _ = done.send(());
+        });
+        (Self(mailbox), ended)
+    }
+
+    /// Sends a message to the pod; an answer is awaited by the caller. At the shim's end it is dropped.
+    pub(super) fn send(&self, message: Message) {
+        let _ = self.0.send(message);
+    }
+
+    pub(super) async fn find(&self, id: &str) -> Found {
+        let (reply, found) = oneshot::channel();
+        self.send(Message::Find(id.to_owned(), reply));
+        found.await.unwrap_or(Found::Unknown)
+    }
+}
+
+struct State {
+    shim: Shim,
+    mailbox: mpsc::UnboundedSender<Message>,
+    containers: HashMap<Id, Entry>,
+    deleted: VecDeque<(Id, Deleted)>,
+    decision: Arc<OnceCell<PodDecision>>,
+}
+
+impl State {
+    async fn run(mut self, mut messages: mpsc::UnboundedReceiver<Message>) {
+        loop {
+            let next = if self.containers.is_empty() {
+                match tokio::time::timeout(LONELY, messages.recv()).await {
+                    Ok(next) => next,
+                    Err(_) => {
+                        log::info!("no container for {LONELY:?}; the shim ends by itself");
+                        return;
+                    }
+                }
+            } else {
+                messages.recv().await
+            };
+            match next {
+                None => return,
+                Some(Message::Shutdown(reply)) => {
+                    // Of a pod with containers left, the others' shutdown is not ours.
+                    let ends = self.containers.is_empty();
+                    let _ = reply.send(ends);
+                    if ends {
+                        return;
+                    }
+                }
+                Some(message) => self.on(message),
+            }
+        }
+    }
+
+    fn on(&mut self, message: Message) {
+        match message {
+            Message::Create(request) => self.create(*request),
+            Message::Created(id, made, reply) => self.created(id, *made, reply),
+            Message::Find(id, reply) => drop(reply.send(self.find(&id))),
+            Message::Deleted(id, end) => {
+                self.remove(&id);
+                self.deleted.push_back((id, end));
+                if self.deleted.len() > REMEMBERED {
+                    self.deleted.pop_front();
+                }
+            }
+            Message::Shutdown(_) => {}
+        }
+    }
+
+    fn create(&mut self, request: create::Request) {
+        if self.containers.contains_key(&request.id) {
+            let taken = format!("container {} exists already in this shim", request.id);
+            let _ = request.reply.send(Err(TaskError::AlreadyExists(taken)));
+            return;
+        }
+        self.containers.insert(request.id.clone(), Entry::Creating);
+        self.deleted.retain(|(id, _)| *id != request.id);
+        let (shim, decision, mailbox) = (self.shim.clone(), self.decision.clone(), self.mailbox.clone());
+        // A task of its own: a caller that goes away must not leave a container half made.
+        tokio::spawn(async move {
+            let made = create::create(&shim, &decision, &request).await;
+            let _ = mailbox.send(Message::Created(request.id, Box::new(made), request.reply));
+        });
+    }
+
+    fn created(&mut self, id: Id, made: Result<container::Container, TaskError>, reply: Reply<u32>) {
+        let answer = match made {
+            Ok(container) => {
+                let pid = container.pid();
+                self.containers.insert(id, Entry::Created(container.run(self.mailbox.clone())));
+                Ok(pid)
+            }
+            Err(error) => {
+                log::error!(container_id = id.as_str(), error = error.to_string().as_str(); "create failed");
+                self.remove(&id);
+                Err(error)
+            }
+        };
+        let _ = reply.send(answer);
+    }
+
+    fn find(&self, id: &str) -> Found {
+        let entry = Id::parse(id).ok().and_then(|id| self.containers.get(&id));
+        match entry {
+            Some(Entry::Created(container)) => Found::Here(container.clone()),
+            Some(Entry::Creating) => Found::Unknown,
+            None => {
+                let end = self.deleted.iter().find(|(known, _)| known.as_str() == id);
+                end.map_or(Found::Unknown, |(_, end)| Found::Deleted(*end))
+            }
+        }
+    }
+
+    fn remove(&mut self, id: &Id) {
+        self.containers.remove(id);
+        if self.containers.is_empty() {
+            // What comes next is another pod's first container.
+            self.decision = Arc::default();
+        }
+    }
+}
