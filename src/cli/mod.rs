@@ -1,0 +1,3 @@
+//! The command line, for containerd and for people.
+
+pub mod explain;
