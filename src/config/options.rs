@@ -9,12 +9,14 @@ use containerd_shim_protos::protobuf::well_known_types::any::Any;
 use containerd_shim_protos::protobuf::{CodedInputStream, Message, rt};
 use containerd_shim_protos::shim::oci;
 
-use super::tree::{Document, MAX_BYTES};
+use super::tree::Document;
 use super::{Config, ConfigError, quote};
 
 const RUNC: &str = "containerd.runc.v1.Options";
 /// containerd's own, and the name it had when it was CRI's.
 const NODE: [&str; 2] = ["runtimeoptions.v1.Options", "cri.runtimeoptions.v1.Options"];
+/// A body travels with each request; a configuration of this size belongs in a file.
+const MAX_BODY: usize = 64 << 10;
 const BODY_KEYS: &[&str] = &[
     "pool",
     "config_path",
@@ -140,10 +142,8 @@ impl NodeOptions {
 
     fn from_body(body: &[u8]) -> Result<Self, ConfigError> {
         const ORIGIN: &str = "runtime options (config_body)";
-        if body.len() as u64 > MAX_BYTES {
-            return Err(ConfigError::Options(
-                "config_body is larger than 1 MiB".into(),
-            ));
+        if body.len() > MAX_BODY {
+            return Err(ConfigError::Options("config_body is larger than 64 KiB; name a file by config_path".into()));
         }
         let text = str::from_utf8(body)
             .map_err(|_| ConfigError::Options("config_body is not UTF-8".into()))?;

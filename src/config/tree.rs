@@ -15,7 +15,7 @@ use super::{ConfigError, quote};
 /// No configuration is larger; what is, is a mistake or an attack.
 pub const MAX_BYTES: u64 = 1 << 20;
 /// Far deeper than any configuration of ours, far shallower than the stack.
-const MAX_DEPTH: usize = 64;
+const MAX_DEPTH: usize = 24;
 /// Aliases, and the events they may repeat: plenty for a human, nothing for a "billion laughs".
 const MAX_ALIASES: usize = 500;
 const MAX_ALIAS_EVENTS: usize = 10_000;
@@ -204,9 +204,8 @@ impl<'a> Section<'a> {
             .iter()
             .filter(|entry| !known.contains(&entry.key.as_str()))
             .filter_map(|entry| {
-                let near = known
-                    .iter()
-                    .find(|known| distance(&entry.key, known) <= 2)?;
+                // Short words lie near each other by chance.
+ let near = known.iter().find(|known| distance(&entry.key, known) <= known.len() / 4)?;
                 let place = place(self.origin, entry.at);
                 Some((self.join(quote(&entry.key).bare()), place, *near))
             })
