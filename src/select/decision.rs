@@ -1,0 +1,223 @@
+//! The decision as data: written to disk beside the pod, read by every later command, shown by `explain`.
+//!
+//! Owns: the arguments that follow from it, its log lines, and whether a later container fits in. Decides nothing
+//! itself. Called by `start`, the task service, `delete` and `explain`.
+
+use std::fmt;
+use std::path::PathBuf;
+
+use log::Level;
+use serde::{Deserialize, Serialize};
+
+use super::{GpuEvidence, Refusal, Workload};
+use crate::config::{ContainerRuntime, Platform};
+
+/// What a pod gets, and why.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Decision {
+    /// The pool, if any was named.
+    pub pool: Option<String>,
+    /// The pool's pod RuntimeClass: reported, never followed.
+    pub pod_runtime_class: Option<String>,
+    /// What pool and annotations said, before GPU, checkpointing or the host moved the pod.
+    pub initial: ContainerRuntime,
+    /// What runs the pod.
+    pub runtime: Runtime,
+    /// Why it is runc in gVisor's stead.
+    pub moved: Option<Moved>,
+    /// The pod itself wants no GPU, whatever its containers ask for.
+    pub gpu_forgone: bool,
+    /// How it came to this, in order.
+    pub reasons: Vec<String>,
+    /// What an operator should look at.
+    pub warnings: Vec<String>,
+}
+
+/// An OCI runtime with its settings.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Runtime {
+    /// runc.
+    Runc {
+        /// A name for PATH, or an absolute path.
+        binary: String,
+        /// A namespace's state lies below it.
+        root: PathBuf,
+    },
+    /// runsc.
+    Gvisor(Gvisor),
+}
+
+/// runsc's settings, the same for every command of a pod.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Gvisor {
+    /// A name for PATH, or an absolute path.
+    pub binary: String,
+    /// `--platform`.
+    pub platform: Platform,
+    /// A namespace's state lies below it, the debug log in it.
+    pub root: PathBuf,
+    /// `--nvproxy`.
+    pub nvproxy: bool,
+    /// `--debug`.
+    pub debug: bool,
+    /// The operator's further flags.
+    pub flags: Vec<String>,
+}
+
+/// Why a pod that gVisor was meant for runs with runc.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Moved {
+    /// `container-runtime: runc`, trusted.
+    Annotation,
+    /// `gpuWorkloads: runc`.
+    Gpu(GpuEvidence),
+    /// `checkpointWorkloads: runc`; what made it a checkpoint workload.
+    Checkpoint(String),
+    /// `runscUnavailable: runc`; what was tried.
+    RunscUnavailable(String),
+}
+
+impl fmt::Display for Moved {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Annotation => write!(
+                f,
+                "the annotation {} (shim.annotations: trust)",
+                super::CONTAINER_RUNTIME
+            ),
+            Self::Gpu(evidence) => write!(f, "{evidence} (shim.gpuWorkloads: runc)"),
+            Self::Checkpoint(why) => write!(f, "{why} (shim.checkpointWorkloads: runc)"),
+            Self::RunscUnavailable(tried) => write!(f, "{tried} (shim.runscUnavailable: runc)"),
+        }
+    }
+}
+
+/// A line for the log; what operators grep for does not change.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LogLine {
+    /// How loud.
+    pub level: Level,
+    /// What.
+    pub message: String,
+    /// With which values.
+    pub fields: Vec<(&'static str, String)>,
+}
+
+impl Runtime {
+    /// Which of the two it is.
+    pub fn kind(&self) -> ContainerRuntime {
+        match self {
+            Self::Runc { .. } => ContainerRuntime::Runc,
+            Self::Gvisor(_) => ContainerRuntime::Gvisor,
+        }
+    }
+
+    /// Its program: a name for PATH, or an absolute path.
+    pub fn binary(&self) -> &str {
+        match self {
+            Self::Runc { binary, .. } => binary,
+            Self::Gvisor(gvisor) => &gvisor.binary,
+        }
+    }
+
+    /// The directory whose subdirectories are the namespaces' states.
+    pub fn root(&self) -> &std::path::Path {
+        match self {
+            Self::Runc { root, .. } => root,
+            Self::Gvisor(gvisor) => &gvisor.root,
+        }
+    }
+}
+
+impl Decision {
+    /// The arguments in front of every command; `namespace` is containerd's, which allows no path in it.
+    pub fn base_args(&self, namespace: &str, systemd_cgroup: bool) -> Vec<String> {
+        let root = self.runtime.root();
+        let mut args = vec![
+            "--root".to_owned(),
+            root.join(namespace).to_string_lossy().into_owned(),
+        ];
+        match &self.runtime {
+            Runtime::Runc { .. } => {
+                args.extend(systemd_cgroup.then(|| "--systemd-cgroup".to_owned()))
+            }
+            Runtime::Gvisor(gvisor) => {
+                args.extend(["--platform".to_owned(), gvisor.platform.word().to_owned()]);
+                args.extend(gvisor.nvproxy.then(|| "--nvproxy=true".to_owned()));
+                if gvisor.debug {
+                    args.push("--debug=true".to_owned());
+                    args.push(format!("--debug-log={}", root.join("debug.log").display()));
+                }
+                args.extend(systemd_cgroup.then(|| "--systemd-cgroup=true".to_owned()));
+                args.extend(gvisor.flags.iter().cloned());
+            }
+        }
+        args
+    }
+
+    /// Whether a later container of the pod gets what it asks for.
+    pub fn admit(&self, container: &Workload) -> Result<(), Refusal> {
+        match (&self.runtime, container.gpu.first()) {
+            (Runtime::Gvisor(gvisor), Some(evidence)) if !gvisor.nvproxy && !self.gpu_forgone => {
+                Err(Refusal::GpuWithoutNvproxy(evidence.clone()))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// What the log says once the pod's first container is decided.
+    pub fn log_lines(&self, container_id: &str) -> Vec<LogLine> {
+        let line = |level, message: &str, fields: &[(&'static str, &dyn fmt::Display)]| LogLine {
+            level,
+            message: message.to_owned(),
+            fields: fields
+                .iter()
+                .map(|(key, value)| (*key, value.to_string()))
+                .collect(),
+        };
+        let pool = self.pool.as_deref().unwrap_or("none");
+        let runtime = self.runtime.kind();
+        let mut lines = vec![line(
+            Level::Info,
+            "initializing container runtime for worker pool",
+            &[("pool", &pool), ("runtime", &self.initial)],
+        )];
+        lines.extend(
+            self.warnings
+                .iter()
+                .map(|warning| line(Level::Warn, warning, &[("container_id", &container_id)])),
+        );
+        match &self.moved {
+            Some(Moved::RunscUnavailable(tried)) => lines.push(line(
+                Level::Warn,
+                "failed to create gvisor runtime, falling back to runc",
+                &[("container_id", &container_id), ("error", tried)],
+            )),
+            Some(Moved::Gpu(_)) => {
+                lines.push(line(
+                    Level::Debug,
+                    "using runc for GPU workload",
+                    &[("container_id", &container_id)],
+                ));
+            }
+            Some(Moved::Annotation | Moved::Checkpoint(_)) | None => {}
+        }
+        if let Runtime::Gvisor(gvisor) = &self.runtime {
+            lines.push(line(
+                Level::Info,
+                "gVisor runtime initialized successfully",
+                &[
+                    ("platform", &gvisor.platform),
+                    ("root", &gvisor.root.display()),
+                ],
+            ));
+        }
+        lines.push(line(
+            Level::Debug,
+            "selected runtime for container",
+            &[("container_id", &container_id), ("runtime", &runtime)],
+        ));
+        lines
+    }
+}
