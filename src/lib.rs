@@ -1,2 +1,5 @@
 #![allow(missing_docs)]
-pub fn hello() -> &'static str { "x" }
+pub fn hello() -> &'static str {
+    "x"
+}
+pub mod cgroup;
