@@ -160,6 +160,22 @@ impl Drop for LabChild {
     }
 }
 
+/// What `measure` finds while the kernel's texts, read before and after it, stand still: a process that has
+/// just been started goes on for a moment.
+pub(super) fn steady<T, const N: usize>(
+    read: impl Fn() -> [String; N],
+    measure: impl Fn() -> T,
+) -> ([String; N], T) {
+    for _ in 0..10_000 {
+        let before = read();
+        let measured = measure();
+        if read() == before {
+            return (before, measured);
+        }
+    }
+    panic!("the numbers never stand still");
+}
+
 /// A temporary folder in which plain files stand for a cgroup's.
 pub(super) struct Folder(PathBuf);
 

@@ -13,19 +13,19 @@ use super::{Error, file};
 
 /// Levels below the container's cgroup. One directory is open for each while the walk is that deep.
 const MAX_DEPTH: usize = 32;
-/// Cgroups in one tree.
+/// Cgroups in one tree, when they are listed or removed.
 const MAX_CGROUPS: usize = 10_000;
 /// Processes in one tree: beyond any pids limit in use, and a quarter of a MiB.
 const MAX_PIDS: usize = 65_536;
 
-/// Calls `visit` for `root` and every cgroup below it, children before their parents. What vanishes
-/// meanwhile is passed over.
+/// Calls `visit` for `root` and every cgroup below it, children before their parents; [`Error::TooLarge`]
+/// beyond `max_cgroups`. What vanishes meanwhile is passed over.
 pub(super) fn walk(
     root: &Path,
+    mut max_cgroups: usize,
     visit: &mut dyn FnMut(&Path) -> Result<(), Error>,
 ) -> Result<(), Error> {
-    let mut left = MAX_CGROUPS;
-    descend(root, MAX_DEPTH, &mut left, visit)
+    descend(root, MAX_DEPTH, &mut max_cgroups, visit)
 }
 
 fn descend(
@@ -62,7 +62,7 @@ fn descend(
 /// The pids in the whole tree, ascending.
 pub(super) fn procs(root: &Path) -> Result<Vec<i32>, Error> {
     let mut pids = Vec::new();
-    walk(root, &mut |directory| {
+    walk(root, MAX_CGROUPS, &mut |directory| {
         let path = directory.join("cgroup.procs");
         present(append_pids(&path, &mut pids)).map_err(|source| Error::Read {
             path: path.clone(),
@@ -92,13 +92,19 @@ fn append_pids(path: &Path, pids: &mut Vec<i32>) -> io::Result<()> {
 
 /// Removes the whole tree.
 pub(super) fn remove(root: &Path) -> Result<(), Error> {
-    walk(root, &mut |directory| match fs::remove_dir(directory) {
-        Err(source) if source.raw_os_error() == Some(EBUSY) => Err(Error::Busy(directory.into())),
-        outcome => present(outcome).map(drop).map_err(|source| Error::Remove {
-            path: directory.into(),
-            source,
-        }),
-    })
+    walk(
+        root,
+        MAX_CGROUPS,
+        &mut |directory| match fs::remove_dir(directory) {
+            Err(source) if source.raw_os_error() == Some(EBUSY) => {
+                Err(Error::Busy(directory.into()))
+            }
+            outcome => present(outcome).map(drop).map_err(|source| Error::Remove {
+                path: directory.into(),
+                source,
+            }),
+        },
+    )
 }
 
 fn present<T>(outcome: io::Result<T>) -> io::Result<Option<T>> {
@@ -119,7 +125,7 @@ mod tests {
         let folder = Folder::new();
         fs::create_dir_all(folder.path().join("a/b")).unwrap();
         let mut seen = Vec::new();
-        walk(folder.path(), &mut |directory| {
+        walk(folder.path(), MAX_CGROUPS, &mut |directory| {
             seen.push(directory.strip_prefix(folder.path()).unwrap().to_owned());
             Ok(())
         })

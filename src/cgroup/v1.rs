@@ -21,6 +21,9 @@ const NANOSECONDS_PER_TICK: u64 = 1_000_000_000 / 100;
 /// A limit of `max` is 0 here, as clients of the v1 message expect.
 const NO_LIMIT: u64 = 0;
 
+/// Cgroups whose OOM counters are added up: more than a node in a container has, read in a few milliseconds.
+const MAX_COUNTED: usize = 1_000;
+
 /// The file that counts OOM kills, and an OOM's notification is registered for.
 pub(super) const OOM_CONTROL: &str = "memory.oom_control";
 
@@ -58,20 +61,21 @@ pub(super) fn metrics(
     Ok(metrics)
 }
 
-/// The kernel counts a kill in the victim's own cgroup only, so that a nested one's must be added.
+/// The kernel counts a kill in the victim's own cgroup only, so that those of nested ones are added. A tree
+/// too large to be read at every wake-up (a tenant may make one) has the container's own count alone.
 pub(super) fn oom_kills(directory: &Path) -> Result<u64, Error> {
-    let mut found = false;
+    let Some(own) = oom_control(directory)? else {
+        return Err(Error::Gone(directory.into()));
+    };
     let mut kills = 0;
-    tree::walk(directory, &mut |directory| {
-        if let Some(control) = oom_control(directory)? {
-            found = true;
-            kills += control.oom_kill;
-        }
+    let walked = tree::walk(directory, MAX_COUNTED, &mut |directory| {
+        kills += oom_control(directory)?.map_or(0, |control| control.oom_kill);
         Ok(())
-    })?;
-    match found {
-        true => Ok(kills),
-        false => Err(Error::Gone(directory.into())),
+    });
+    match walked {
+        Ok(()) => Ok(kills),
+        Err(Error::TooLarge(_)) => Ok(own.oom_kill),
+        Err(error) => Err(error),
     }
 }
 
@@ -344,7 +348,7 @@ fn rdma(directory: &Path) -> Result<Option<RdmaStat>, Error> {
 mod tests {
     use super::*;
     use crate::cgroup::Cgroup;
-    use crate::cgroup::lab::{Folder, Lab};
+    use crate::cgroup::lab::{Folder, Lab, steady};
     use proptest::prelude::*;
     use std::fs;
 
@@ -502,42 +506,48 @@ mod tests {
     }
 
     #[test]
+    fn a_flood_of_nested_cgroups_leaves_the_containers_own_count() {
+        let folder = Folder::new();
+        folder.write(OOM_CONTROL, "oom_kill 1\n");
+        for nested in 0..MAX_COUNTED {
+            folder.write(&format!("{nested}/{OOM_CONTROL}"), "oom_kill 1\n");
+        }
+        assert_eq!(oom_kills(folder.path()).unwrap(), 1);
+    }
+
+    #[test]
     fn the_kernels_own_numbers_are_reported() {
         let lab = Lab::new();
         let Cgroup::V1(directories) = lab.cgroup() else {
             return;
         };
         let child = lab.idle_child();
-        let found = metrics(&directories, &[]).unwrap();
         let file = |controller: &str, name: &str| {
             let path = directories[controller].join(name);
             fs::read_to_string(path).unwrap().trim().to_owned()
         };
-        assert_eq!(found.pids.current.to_string(), file("pids", "pids.current"));
-        assert_eq!(
-            found.cpu.usage.total.to_string(),
-            file("cpuacct", "cpuacct.usage")
-        );
-        let percpu = file("cpuacct", "cpuacct.usage_percpu");
-        assert_eq!(found.cpu.usage.per_cpu.len(), percpu.split(' ').count());
-        let memory = &found.memory;
-        assert_eq!(
-            memory.usage.limit.to_string(),
-            file("memory", "memory.limit_in_bytes")
-        );
-        assert_eq!(
-            memory.usage.max.to_string(),
-            file("memory", "memory.max_usage_in_bytes")
-        );
-        assert_eq!(
-            memory.swap.limit.to_string(),
-            file("memory", "memory.memsw.limit_in_bytes")
-        );
-        let stat = file("memory", "memory.stat");
-        assert!(
-            stat.contains(&format!("\ntotal_pgpgin {}\n", memory.total_pg_pg_in)),
-            "{stat}"
-        );
+        let read = || {
+            [
+                file("cpuacct", "cpuacct.usage"),
+                file("cpuacct", "cpuacct.usage_percpu"),
+                file("pids", "pids.current"),
+                file("memory", "memory.stat"),
+                file("memory", "memory.max_usage_in_bytes"),
+                file("memory", "memory.limit_in_bytes"),
+                file("memory", "memory.memsw.limit_in_bytes"),
+            ]
+        };
+        let (texts, found) = steady(read, || metrics(&directories, &[]).unwrap());
+        let [usage, per_cpu, pids, stat, max, limit, swap_limit] = texts;
+        assert_eq!(found.cpu.usage.total.to_string(), usage);
+        let found_per_cpu: Vec<_> = found.cpu.usage.per_cpu.iter().map(u64::to_string).collect();
+        assert_eq!(found_per_cpu.join(" "), per_cpu);
+        assert_eq!(found.pids.current.to_string(), pids);
+        let faults = format!("\ntotal_pgfault {}\n", found.memory.total_pg_fault);
+        assert!(stat.contains(&faults), "{stat}");
+        assert_eq!(found.memory.usage.max.to_string(), max);
+        assert_eq!(found.memory.usage.limit.to_string(), limit);
+        assert_eq!(found.memory.swap.limit.to_string(), swap_limit);
         drop(child);
     }
 

@@ -292,7 +292,7 @@ fn hugetlb(directory: &Path, page_sizes: &[String]) -> Result<Vec<HugeTlbStat>, 
 mod tests {
     use super::*;
     use crate::cgroup::Cgroup;
-    use crate::cgroup::lab::{Folder, Lab};
+    use crate::cgroup::lab::{Folder, Lab, steady};
     use proptest::prelude::*;
     use std::fs;
 
@@ -431,20 +431,20 @@ mod tests {
             return;
         };
         let child = lab.idle_child();
-        let found = metrics(&directory, &[]).unwrap();
         let file = |name: &str| {
             let text = fs::read_to_string(directory.join(name)).unwrap();
             text.trim().to_owned()
         };
+        let read = || ["cpu.stat", "memory.stat", "memory.current", "memory.max"].map(file);
+        let (texts, found) = steady(read, || metrics(&directory, &[]).unwrap());
+        let [cpu, stat, current, limit] = texts;
+        let usage = format!("usage_usec {}\n", found.cpu.usage_usec);
+        assert!(cpu.starts_with(&usage), "{cpu}");
+        let faults = format!("\npgfault {}\n", found.memory.pgfault);
+        assert!(stat.contains(&faults), "{stat}");
+        assert_eq!(found.memory.usage.to_string(), current);
+        assert_eq!(found.memory.usage_limit.to_string(), limit);
         assert_eq!(found.pids.current, 1);
-        assert_eq!(found.memory.usage.to_string(), file("memory.current"));
-        assert_eq!(found.memory.usage_limit.to_string(), file("memory.max"));
-        assert!(file("cpu.stat").starts_with(&format!("usage_usec {}\n", found.cpu.usage_usec)));
-        let stat = file("memory.stat");
-        assert!(
-            stat.contains(&format!("\npgfault {}\n", found.memory.pgfault)),
-            "{stat}"
-        );
         assert!(found.memory_events.is_some());
         drop(child);
     }
