@@ -11,6 +11,7 @@ pub mod cgroup;
 pub mod cli;
 pub mod config;
 pub mod events;
+mod fd;
 pub mod rpc;
 pub mod runtime;
 pub mod select;

@@ -19,6 +19,7 @@ use tokio::time;
 use super::v1::OOM_CONTROL;
 use super::v2::MEMORY_EVENTS;
 use super::{Cgroup, Error, Hierarchy, v1, v2};
+use crate::fd;
 
 /// On v1 the kernel notifies before it chooses its victim (mm/memcontrol-v1.c, mem_cgroup_oom_notify), so
 /// that the counter grows a little after the wake-up. What comes later still is found by the next
@@ -57,7 +58,7 @@ impl OomWatch {
             Hierarchy::V2 => (memory_events(&directory), MEMORY_EVENTS),
         };
         let signal = descriptor
-            .and_then(|descriptor| register(descriptor, interest(hierarchy)))
+            .and_then(|descriptor| fd::watch(descriptor, interest(hierarchy)))
             .map_err(|source| Error::Watch {
                 path: directory.join(name),
                 source,
@@ -154,11 +155,6 @@ fn interest(hierarchy: Hierarchy) -> Interest {
         Hierarchy::V1 => Interest::READABLE,
         Hierarchy::V2 => Interest::PRIORITY,
     }
-}
-
-fn register(descriptor: OwnedFd, interest: Interest) -> io::Result<AsyncFd<OwnedFd>> {
-    // SAFETY: an OwnedFd is open, is always the same descriptor, and is closed by the AsyncFd that owns it.
-    Ok(unsafe { AsyncFd::register_with_interest(descriptor, interest) }?)
 }
 
 #[cfg(test)]

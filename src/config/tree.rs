@@ -205,7 +205,9 @@ impl<'a> Section<'a> {
             .filter(|entry| !known.contains(&entry.key.as_str()))
             .filter_map(|entry| {
                 // Short words lie near each other by chance.
- let near = known.iter().find(|known| distance(&entry.key, known) <= known.len() / 4)?;
+                let near = known
+                    .iter()
+                    .find(|known| distance(&entry.key, known) <= known.len() / 4)?;
                 let place = place(self.origin, entry.at);
                 Some((self.join(quote(&entry.key).bare()), place, *near))
             })

@@ -43,13 +43,20 @@ impl Events {
     pub fn start(address: PathBuf, namespace: &str) -> Self {
         let (queue, items) = mpsc::unbounded_channel();
         tokio::spawn(deliver(items, address));
-        Self { queue, namespace: namespace.to_owned() }
+        Self {
+            queue,
+            namespace: namespace.to_owned(),
+        }
     }
 
     /// Appends an event, stamped with the present time. Never blocks, never fails.
     pub fn publish<E: TaskEvent>(&self, event: E) {
         // As containerd's typeurl does it: the bare message name, without a host before it.
-        let any = Any { type_url: E::NAME.to_owned(), value: event.write_to_bytes().unwrap_or_default(), ..Any::default() };
+        let any = Any {
+            type_url: E::TYPE.to_owned(),
+            value: event.write_to_bytes().unwrap_or_default(),
+            ..Any::default()
+        };
         let envelope = Envelope {
             timestamp: MessageField::some(timestamp(SystemTime::now())),
             namespace: self.namespace.clone(),
@@ -65,8 +72,12 @@ impl Events {
     /// Waits until everything published before has been acknowledged, `limit` at most. For the shim's own end only.
     pub async fn flush(&self, limit: Duration) {
         let (done, flushed) = oneshot::channel();
-        if self.queue.send(Item::Flush(done)).is_ok() && tokio::time::timeout(limit, flushed).await.is_err() {
-            log::error!("containerd did not take the last events in time; they are lost with this shim");
+        if self.queue.send(Item::Flush(done)).is_ok()
+            && tokio::time::timeout(limit, flushed).await.is_err()
+        {
+            log::error!(
+                "containerd did not take the last events in time; they are lost with this shim"
+            );
         }
     }
 }
@@ -78,7 +89,10 @@ async fn deliver(mut items: mpsc::UnboundedReceiver<Item>, address: PathBuf) {
             Item::Flush(done) => drop(done.send(())),
             Item::Event(envelope) => {
                 let topic = envelope.topic.clone();
-                let request = ForwardRequest { envelope: MessageField::from_option(Some(*envelope)), ..Default::default() };
+                let request = ForwardRequest {
+                    envelope: MessageField::from_option(Some(*envelope)),
+                    ..Default::default()
+                };
                 let payload = request.write_to_bytes().unwrap_or_default();
                 let mut pause = FIRST_PAUSE;
                 let mut tries = 0u32;
@@ -99,12 +113,18 @@ async fn deliver(mut items: mpsc::UnboundedReceiver<Item>, address: PathBuf) {
     }
 }
 
-async fn forward(connection: &mut Option<Client>, address: &std::path::Path, payload: &[u8]) -> Result<(), CallError> {
+async fn forward(
+    connection: &mut Option<Client>,
+    address: &std::path::Path,
+    payload: &[u8],
+) -> Result<(), CallError> {
     let mut client = match connection.take() {
         Some(client) => client,
         None => Client::connect(address).await?,
     };
-    client.call(SERVICE, "Forward", payload.to_vec(), TRY).await?;
+    client
+        .call(SERVICE, "Forward", payload.to_vec(), TRY)
+        .await?;
     *connection = Some(client);
     Ok(())
 }
@@ -115,14 +135,14 @@ pub trait TaskEvent: Message {
     const TOPIC: &'static str;
     /// The message's full name. A constant, since asking the message for it would load protobuf's reflection tables
     /// into every shim.
-    const NAME: &'static str;
+    const TYPE: &'static str;
 }
 
 macro_rules! topics {
     ($($message:ident => $topic:ident),* $(,)?) => {
         $(impl TaskEvent for event::$message {
             const TOPIC: &'static str = topics::$topic;
-            const NAME: &'static str = concat!("containerd.events.", stringify!($message));
+            const TYPE: &'static str = concat!("containerd.events.", stringify!($message));
         })*
     };
 }
@@ -142,6 +162,12 @@ topics! {
 
 /// The protobuf form of a point in time. Times before 1970 (a broken clock) become 1970.
 pub fn timestamp(at: SystemTime) -> Timestamp {
-    let since = at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    Timestamp { seconds: since.as_secs() as i64, nanos: since.subsec_nanos() as i32, ..Timestamp::default() }
+    let since = at
+        .duration_since(SystemTime::UNIX_EPOCH)
+        .unwrap_or_default();
+    Timestamp {
+        seconds: since.as_secs() as i64,
+        nanos: since.subsec_nanos() as i32,
+        ..Timestamp::default()
+    }
 }

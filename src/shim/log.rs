@@ -14,6 +14,8 @@ use log::kv::{self, Key, Value, VisitSource};
 use log::{LevelFilter, Log, Metadata, Record};
 use nix::libc;
 
+use crate::select::LogLine;
+
 /// Longer lines are cut: a tenant's text cannot fill the node's log with one line.
 const LONGEST: usize = 4096;
 
@@ -27,18 +29,45 @@ struct Logger {
 /// `fields` (`key=value …`) end every line.
 pub fn to_fifo(fifo: &Path, debug: bool, fields: String) {
     // Open for reading as well: so that it opens and stays writable while containerd is away.
-    let sink = File::options().read(true).write(true).custom_flags(libc::O_NONBLOCK).open(fifo).ok();
-    install(Logger { sink, dropped: AtomicU64::new(0), fields }, debug);
+    let sink = File::options()
+        .read(true)
+        .write(true)
+        .custom_flags(libc::O_NONBLOCK)
+        .open(fifo)
+        .ok();
+    install(
+        Logger {
+            sink,
+            dropped: AtomicU64::new(0),
+            fields,
+        },
+        debug,
+    );
 }
 
 /// Logs to standard error: for `delete`, whose standard error containerd logs, and for people.
 pub fn to_stderr(debug: bool) {
-    let sink = io::stderr().as_fd().try_clone_to_owned().ok().map(File::from);
-    install(Logger { sink, dropped: AtomicU64::new(0), fields: String::new() }, debug);
+    let sink = io::stderr()
+        .as_fd()
+        .try_clone_to_owned()
+        .ok()
+        .map(File::from);
+    install(
+        Logger {
+            sink,
+            dropped: AtomicU64::new(0),
+            fields: String::new(),
+        },
+        debug,
+    );
 }
 
 fn install(logger: Logger, debug: bool) {
-    log::set_max_level(if debug { LevelFilter::Debug } else { LevelFilter::Info });
+    log::set_max_level(if debug {
+        LevelFilter::Debug
+    } else {
+        LevelFilter::Info
+    });
     // It fails only where a logger is installed already, which then stays.
     let _ = log::set_boxed_logger(Box::new(logger));
 }
@@ -50,13 +79,31 @@ pub fn panics() {
     }));
 }
 
+/// Logs a line that a decision has prepared.
+pub fn emit(line: &LogLine) {
+    let fields = line.fields.as_slice();
+    log::logger().log(
+        &Record::builder()
+            .level(line.level)
+            .args(format_args!("{}", line.message))
+            .key_values(&fields)
+            .build(),
+    );
+}
+
 impl Log for Logger {
     fn enabled(&self, metadata: &Metadata<'_>) -> bool {
         metadata.level() <= log::max_level()
     }
 
     fn log(&self, record: &Record<'_>) {
-        let Some(mut sink) = self.sink.as_ref().filter(|_| self.enabled(record.metadata())) else { return };
+        let Some(mut sink) = self
+            .sink
+            .as_ref()
+            .filter(|_| self.enabled(record.metadata()))
+        else {
+            return;
+        };
         let dropped = self.dropped.swap(0, Ordering::Relaxed);
         let mut line = render(record, &self.fields, SystemTime::now());
         if dropped > 0 {
@@ -113,7 +160,9 @@ fn push_value(line: &mut String, value: &str) {
 
 /// UTC to the millisecond (containerd's own lines have nanoseconds; nobody reads them).
 fn rfc3339(at: SystemTime) -> String {
-    let since = at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    let since = at
+        .duration_since(SystemTime::UNIX_EPOCH)
+        .unwrap_or_default();
     let seconds = since.as_secs() as libc::time_t;
     // SAFETY: all zeroes is a valid `tm`, and both pointers are valid for the call.
     let tm = unsafe {
@@ -140,8 +189,16 @@ mod tests {
 
     fn line(message: std::fmt::Arguments<'_>, value: &str) -> String {
         let pairs = [("key", value)];
-        let record = Record::builder().args(message).level(log::Level::Warn).key_values(&pairs).build();
-        render(&record, "id=c1", SystemTime::UNIX_EPOCH + Duration::from_millis(86_400_042))
+        let record = Record::builder()
+            .args(message)
+            .level(log::Level::Warn)
+            .key_values(&pairs)
+            .build();
+        render(
+            &record,
+            "id=c1",
+            SystemTime::UNIX_EPOCH + Duration::from_millis(86_400_042),
+        )
     }
 
     #[test]
@@ -156,7 +213,10 @@ mod tests {
     fn foreign_text_can_neither_break_a_line_nor_forge_a_field() {
         let line = line(format_args!("m"), "a\nlevel=info msg=\"forged\"");
         assert_eq!(line.matches('\n').count(), 1);
-        assert!(line.contains(r#"key="a\nlevel=info msg=\"forged\"""#), "{line}");
+        assert!(
+            line.contains(r#"key="a\nlevel=info msg=\"forged\"""#),
+            "{line}"
+        );
     }
 
     #[test]

@@ -96,7 +96,10 @@ impl Reaper {
                 _ if libc::WIFSIGNALED(status) => 128 + libc::WTERMSIG(status) as u32,
                 _ => libc::WEXITSTATUS(status) as u32,
             };
-            let exit = Exit { code, at: SystemTime::now() };
+            let exit = Exit {
+                code,
+                at: SystemTime::now(),
+            };
             let mut state = self.state();
             match state.claims.remove(&pid) {
                 Some(claim) => drop(claim.send(exit)),

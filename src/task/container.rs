@@ -35,19 +35,60 @@ const REAP: Duration = Duration::from_secs(2);
 
 /// What a container can be asked. An absent `exec` means the init.
 pub(super) enum Request {
-    Start { exec: Option<Id>, reply: Reply<u32> },
-    Exec { id: Id, spec: Vec<u8>, names: StreamNames, reply: Reply<()> },
-    State { exec: Option<Id>, reply: Reply<Snapshot> },
-    Wait { exec: Option<Id>, reply: Reply<Exit> },
-    Kill { exec: Option<Id>, signal: u32, all: bool, reply: Reply<()> },
-    Delete { exec: Option<Id>, reply: Reply<Deleted> },
-    Pids { reply: Reply<Vec<(u32, Option<Id>)>> },
-    CloseStdin { exec: Option<Id>, reply: Reply<()> },
-    Resize { exec: Option<Id>, width: u16, height: u16, reply: Reply<()> },
-    Pause { reply: Reply<()> },
-    Resume { reply: Reply<()> },
-    Update { resources: Vec<u8>, reply: Reply<()> },
-    Stats { reply: Reply<Any> },
+    Start {
+        exec: Option<Id>,
+        reply: Reply<u32>,
+    },
+    Exec {
+        id: Id,
+        spec: Vec<u8>,
+        names: StreamNames,
+        reply: Reply<()>,
+    },
+    State {
+        exec: Option<Id>,
+        reply: Reply<Snapshot>,
+    },
+    Wait {
+        exec: Option<Id>,
+        reply: Reply<Exit>,
+    },
+    Kill {
+        exec: Option<Id>,
+        signal: u32,
+        all: bool,
+        reply: Reply<()>,
+    },
+    Delete {
+        exec: Option<Id>,
+        reply: Reply<Deleted>,
+    },
+    Pids {
+        reply: Reply<Vec<(u32, Option<Id>)>>,
+    },
+    CloseStdin {
+        exec: Option<Id>,
+        reply: Reply<()>,
+    },
+    Resize {
+        exec: Option<Id>,
+        width: u16,
+        height: u16,
+        reply: Reply<()>,
+    },
+    Pause {
+        reply: Reply<()>,
+    },
+    Resume {
+        reply: Reply<()>,
+    },
+    Update {
+        resources: Vec<u8>,
+        reply: Reply<()>,
+    },
+    Stats {
+        reply: Reply<Any>,
+    },
 }
 
 /// What tasks report back.
@@ -115,10 +156,15 @@ pub(super) struct Handle(mpsc::UnboundedSender<Message>);
 
 impl Handle {
     /// Asks, and waits for the answer. Given up, the request is carried out all the same.
-    pub(super) async fn ask<T>(&self, request: impl FnOnce(Reply<T>) -> Request) -> Result<T, TaskError> {
+    pub(super) async fn ask<T>(
+        &self,
+        request: impl FnOnce(Reply<T>) -> Request,
+    ) -> Result<T, TaskError> {
         let (reply, answer) = oneshot::channel();
         let gone = || TaskError::NotFound("the container was deleted meanwhile".into());
-        self.0.send(Message::Request(request(reply))).map_err(|_| gone())?;
+        self.0
+            .send(Message::Request(request(reply)))
+            .map_err(|_| gone())?;
         answer.await.map_err(|_| gone())?
     }
 }
@@ -152,7 +198,10 @@ pub(super) struct Container {
 }
 
 impl Container {
-    #[expect(clippy::too_many_arguments, reason = "each is made by another step of a creation")]
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "each is made by another step of a creation"
+    )]
     pub(super) fn new(
         shim: &Shim,
         id: Id,
@@ -232,28 +281,55 @@ impl Container {
     fn on_request(&mut self, request: Request) {
         match request {
             Request::Start { exec: None, reply } => self.enqueue(Command::Start(reply)),
-            Request::Start { exec: Some(exec), reply } => self.start_exec(exec, reply),
-            Request::Exec { id, spec, names, reply } => drop(reply.send(self.add_exec(id, spec, names))),
+            Request::Start {
+                exec: Some(exec),
+                reply,
+            } => self.start_exec(exec, reply),
+            Request::Exec {
+                id,
+                spec,
+                names,
+                reply,
+            } => drop(reply.send(self.add_exec(id, spec, names))),
             Request::State { exec, reply } => drop(reply.send(self.snapshot(exec.as_ref()))),
             Request::Wait { exec, reply } => match self.process(exec.as_ref()) {
                 Ok(process) => process.wait(reply),
                 Err(error) => drop(reply.send(Err(error))),
             },
-            Request::Kill { exec, signal, all, reply } => self.kill(exec.as_ref(), signal, all, reply),
+            Request::Kill {
+                exec,
+                signal,
+                all,
+                reply,
+            } => self.kill(exec.as_ref(), signal, all, reply),
             Request::Delete { exec: None, reply } => self.enqueue(Command::Delete(reply)),
-            Request::Delete { exec: Some(exec), reply } => self.delete_exec(exec, reply),
+            Request::Delete {
+                exec: Some(exec),
+                reply,
+            } => self.delete_exec(exec, reply),
             Request::Pids { reply } => self.pids(reply),
-            Request::CloseStdin { exec, reply } => drop(reply.send(self.with_stdio(exec.as_ref(), |stdio| {
-                stdio.close_stdin();
-                Ok(())
-            }))),
-            Request::Resize { exec, width, height, reply } => {
-                drop(reply.send(self.with_stdio(exec.as_ref(), |stdio| stdio.resize(width, height))));
+            Request::CloseStdin { exec, reply } => {
+                drop(reply.send(self.with_stdio(exec.as_ref(), |stdio| {
+                    stdio.close_stdin();
+                    Ok(())
+                })))
+            }
+            Request::Resize {
+                exec,
+                width,
+                height,
+                reply,
+            } => {
+                drop(
+                    reply.send(self.with_stdio(exec.as_ref(), |stdio| stdio.resize(width, height))),
+                );
             }
             Request::Pause { reply } => self.enqueue(Command::Pause(true, reply)),
             Request::Resume { reply } => self.enqueue(Command::Pause(false, reply)),
             Request::Update { resources, reply } => self.enqueue(Command::Update(resources, reply)),
-            Request::Stats { reply } => drop(reply.send(self.cgroup.metrics().map_err(TaskError::from))),
+            Request::Stats { reply } => {
+                drop(reply.send(self.cgroup.metrics().map_err(TaskError::from)))
+            }
         }
     }
 
@@ -331,7 +407,11 @@ impl Container {
         let pid = self.init.pid();
         let ended = match &result {
             Ok(()) => {
-                self.events.publish(event::TaskStart { container_id: self.id.to_string(), pid, ..Default::default() });
+                self.events.publish(event::TaskStart {
+                    container_id: self.id.to_string(),
+                    pid,
+                    ..Default::default()
+                });
                 self.init.started(pid.cast_signed())
             }
             Err(error) => {
@@ -348,13 +428,20 @@ impl Container {
     fn pause(&mut self, pause: bool, reply: Reply<()>) -> bool {
         if !self.init.is_alive() {
             let what = if pause { "paused" } else { "resumed" };
-            let _ = reply.send(Err(TaskError::WrongState(format!("container {} does not run and cannot be {what}", self.id))));
+            let _ = reply.send(Err(TaskError::WrongState(format!(
+                "container {} does not run and cannot be {what}",
+                self.id
+            ))));
             return false;
         }
         self.pausing = pause;
         let runtime = self.runtime.clone();
         self.report(async move {
-            let result = if pause { runtime.pause().await } else { runtime.resume().await };
+            let result = if pause {
+                runtime.pause().await
+            } else {
+                runtime.resume().await
+            };
             Report::Paused(pause, result, reply)
         });
         true
@@ -364,9 +451,15 @@ impl Container {
         self.paused = paused;
         let container_id = self.id.to_string();
         if paused {
-            self.events.publish(event::TaskPaused { container_id, ..Default::default() });
+            self.events.publish(event::TaskPaused {
+                container_id,
+                ..Default::default()
+            });
         } else {
-            self.events.publish(event::TaskResumed { container_id, ..Default::default() });
+            self.events.publish(event::TaskResumed {
+                container_id,
+                ..Default::default()
+            });
         }
     }
 
@@ -385,11 +478,17 @@ impl Container {
             State::Stopped { .. } => false,
             State::Created { .. } => true,
             State::Starting { .. } | State::Running { .. } => {
-                let _ = reply.send(Err(TaskError::WrongState(format!("container {} runs; kill it before you delete it", self.id))));
+                let _ = reply.send(Err(TaskError::WrongState(format!(
+                    "container {} runs; kill it before you delete it",
+                    self.id
+                ))));
                 return false;
             }
         };
-        let (runtime, stdio) = (self.runtime.clone(), self.init.stdio.take().unwrap_or_default());
+        let (runtime, stdio) = (
+            self.runtime.clone(),
+            self.init.stdio.take().unwrap_or_default(),
+        );
         self.held_streams = None;
         self.report(async move {
             let ((), deleted) = tokio::join!(stdio.drain(DRAIN), remove(&runtime, force));
@@ -408,7 +507,10 @@ impl Container {
     fn finish(&mut self, exit: Exit) -> Deleted {
         rootfs::unmount_all(&self.bundle.rootfs());
         Record::remove(&self.bundle);
-        let end = Deleted { pid: self.init.pid(), exit };
+        let end = Deleted {
+            pid: self.init.pid(),
+            exit,
+        };
         self.events.publish(event::TaskDelete {
             container_id: self.id.to_string(),
             pid: end.pid,
@@ -433,7 +535,10 @@ impl Container {
             State::Running { ended, .. } => drop(ended.get_or_insert(exit)),
             State::Created { pid } => {
                 let pid = pid.unwrap_or_default();
-                self.init.state = State::Running { pid, ended: Some(exit) };
+                self.init.state = State::Running {
+                    pid,
+                    ended: Some(exit),
+                };
             }
         }
         // The last look, at once: the counter is final when its processes are dead.
@@ -454,11 +559,16 @@ impl Container {
     }
 
     fn has_stragglers(&self) -> bool {
-        self.execs.values().any(|exec| exec.is_alive() || exec.is_starting())
+        self.execs
+            .values()
+            .any(|exec| exec.is_alive() || exec.is_starting())
     }
 
     fn announce_init_exit(&mut self) {
-        if let State::Running { ended: Some(exit), .. } = self.init.state {
+        if let State::Running {
+            ended: Some(exit), ..
+        } = self.init.state
+        {
             self.paused = false;
             self.init.stop(exit);
             self.publish_exit(self.id.as_str(), self.init.pid(), exit);
@@ -466,7 +576,9 @@ impl Container {
     }
 
     fn exec_exited(&mut self, id: &Id, exit: Exit) {
-        let Some(exec) = self.execs.get_mut(id) else { return };
+        let Some(exec) = self.execs.get_mut(id) else {
+            return;
+        };
         exec.stop(exit);
         let pid = exec.pid();
         self.publish_exit(id.as_str(), pid, exit);
@@ -489,7 +601,10 @@ impl Container {
     fn out_of_memory(&self, kills: u64) {
         if kills > 0 {
             log::info!(container_id = self.id.as_str(), kills; "OOM kill detected via cgroup watcher");
-            self.events.publish(event::TaskOOM { container_id: self.id.to_string(), ..Default::default() });
+            self.events.publish(event::TaskOOM {
+                container_id: self.id.to_string(),
+                ..Default::default()
+            });
         }
     }
 
@@ -497,10 +612,18 @@ impl Container {
 
     fn add_exec(&mut self, id: Id, spec: Vec<u8>, names: StreamNames) -> Result<(), TaskError> {
         if self.execs.contains_key(&id) || id == self.id {
-            return Err(TaskError::AlreadyExists(format!("exec {id} exists already in container {}", self.id)));
+            return Err(TaskError::AlreadyExists(format!(
+                "exec {id} exists already in container {}",
+                self.id
+            )));
         }
-        self.events.publish(event::TaskExecAdded { container_id: self.id.to_string(), exec_id: id.to_string(), ..Default::default() });
-        self.execs.insert(id.clone(), Process::created(None, names, None));
+        self.events.publish(event::TaskExecAdded {
+            container_id: self.id.to_string(),
+            exec_id: id.to_string(),
+            ..Default::default()
+        });
+        self.execs
+            .insert(id.clone(), Process::created(None, names, None));
         self.exec_specs.insert(id, spec);
         Ok(())
     }
@@ -508,9 +631,10 @@ impl Container {
     fn start_exec(&mut self, id: Id, reply: Reply<u32>) {
         let begun = match self.execs.get_mut(&id) {
             None => Err(TaskError::no_exec(id.as_str())),
-            Some(_) if !self.init.is_alive() => {
-                Err(TaskError::WrongState(format!("container {} does not run; nothing can be executed in it", self.id)))
-            }
+            Some(_) if !self.init.is_alive() => Err(TaskError::WrongState(format!(
+                "container {} does not run; nothing can be executed in it",
+                self.id
+            ))),
             Some(exec) => exec.begin().map(|()| exec.names.clone()),
         };
         let names = match begun {
@@ -527,8 +651,15 @@ impl Container {
         });
     }
 
-    fn exec_started(&mut self, id: &Id, result: Result<(Started, Stdio), TaskError>, reply: Reply<u32>) {
-        let Some(exec) = self.execs.get_mut(id) else { return };
+    fn exec_started(
+        &mut self,
+        id: &Id,
+        result: Result<(Started, Stdio), TaskError>,
+        reply: Reply<u32>,
+    ) {
+        let Some(exec) = self.execs.get_mut(id) else {
+            return;
+        };
         match result {
             Ok((started, stdio)) => {
                 exec.started(started.pid);
@@ -547,7 +678,10 @@ impl Container {
             Err(error) => {
                 log::error!(container_id = self.id.as_str(), exec_id = id.as_str(), error = error.to_string().as_str(); "exec failed");
                 // It never ran: it can be deleted, and there is no exit to announce.
-                exec.stop(Exit { code: 255, ..killed() });
+                exec.stop(Exit {
+                    code: 255,
+                    ..killed()
+                });
                 let _ = reply.send(Err(error));
                 if !self.has_stragglers() {
                     self.announce_init_exit();
@@ -562,13 +696,19 @@ impl Container {
         };
         let exit = match exec.state {
             State::Stopped { exit, .. } => exit,
-            State::Created { .. } => Exit { code: 0, ..killed() },
+            State::Created { .. } => Exit {
+                code: 0,
+                ..killed()
+            },
             State::Starting { .. } | State::Running { .. } => {
                 let running = format!("exec {id} runs; kill it before you delete it");
                 return drop(reply.send(Err(TaskError::WrongState(running))));
             }
         };
-        let end = Deleted { pid: exec.pid(), exit };
+        let end = Deleted {
+            pid: exec.pid(),
+            exit,
+        };
         let stdio = exec.stdio.take().unwrap_or_default();
         self.exec_specs.remove(&id);
         self.report(async move {
@@ -582,17 +722,32 @@ impl Container {
     fn process(&mut self, exec: Option<&Id>) -> Result<&mut Process, TaskError> {
         match exec {
             None => Ok(&mut self.init),
-            Some(id) => self.execs.get_mut(id).ok_or_else(|| TaskError::no_exec(id.as_str())),
+            Some(id) => self
+                .execs
+                .get_mut(id)
+                .ok_or_else(|| TaskError::no_exec(id.as_str())),
         }
     }
 
-    fn with_stdio(&mut self, exec: Option<&Id>, act: impl FnOnce(&mut Stdio) -> Result<(), StdioError>) -> Result<(), TaskError> {
+    fn with_stdio(
+        &mut self,
+        exec: Option<&Id>,
+        act: impl FnOnce(&mut Stdio) -> Result<(), StdioError>,
+    ) -> Result<(), TaskError> {
         let process = self.process(exec)?;
-        process.stdio.as_mut().map_or(Ok(()), act).map_err(TaskError::from)
+        process
+            .stdio
+            .as_mut()
+            .map_or(Ok(()), act)
+            .map_err(TaskError::from)
     }
 
     fn snapshot(&mut self, exec: Option<&Id>) -> Result<Snapshot, TaskError> {
-        let (pausing, paused, bundle) = (self.pausing, self.paused, self.bundle.path().to_string_lossy().into_owned());
+        let (pausing, paused, bundle) = (
+            self.pausing,
+            self.paused,
+            self.bundle.path().to_string_lossy().into_owned(),
+        );
         let process = self.process(exec)?;
         let status = match process.state {
             State::Created { .. } | State::Starting { .. } => Status::Created,
@@ -601,7 +756,13 @@ impl Container {
             State::Running { .. } if pausing && exec.is_none() => Status::Pausing,
             State::Running { .. } => Status::Running,
         };
-        Ok(Snapshot { bundle, pid: process.pid(), status, names: process.names.clone(), exit: process.exit() })
+        Ok(Snapshot {
+            bundle,
+            pid: process.pid(),
+            status,
+            names: process.names.clone(),
+            exit: process.exit(),
+        })
     }
 
     fn kill(&mut self, exec: Option<&Id>, signal: u32, all: bool, reply: Reply<()>) {
@@ -613,10 +774,14 @@ impl Container {
         };
         let target = match (process.state, process.inner_pid) {
             (State::Stopped { .. } | State::Running { ended: Some(_), .. }, _) => {
-                return drop(reply.send(Err(TaskError::NotFound("process already finished".into()))));
+                return drop(
+                    reply.send(Err(TaskError::NotFound("process already finished".into()))),
+                );
             }
             (State::Created { pid: None } | State::Starting { pid: None, .. }, _) => {
-                return drop(reply.send(Err(TaskError::WrongState("the process has not been started".into()))));
+                return drop(reply.send(Err(TaskError::WrongState(
+                    "the process has not been started".into(),
+                ))));
             }
             (_, Some(inner)) => Target::Inner(inner),
             (_, None) if all => Target::All,
@@ -638,16 +803,35 @@ impl Container {
             .execs
             .iter()
             .filter(|(_, exec)| exec.is_alive())
-            .map(|(id, exec)| (exec.inner_pid.map_or(exec.pid(), i32::unsigned_abs), id.clone()))
+            .map(|(id, exec)| {
+                (
+                    exec.inner_pid.map_or(exec.pid(), i32::unsigned_abs),
+                    id.clone(),
+                )
+            })
             .collect();
-        let named = move |pids: Vec<u32>| pids.into_iter().map(|pid| (pid, known.get(&pid).cloned())).collect();
+        let named = move |pids: Vec<u32>| {
+            pids.into_iter()
+                .map(|pid| (pid, known.get(&pid).cloned()))
+                .collect()
+        };
         if !self.runtime.is_gvisor() {
             let pids = self.cgroup.procs().map_err(TaskError::from);
-            return drop(reply.send(pids.map(|pids| named(pids.into_iter().map(i32::unsigned_abs).collect()))));
+            return drop(
+                reply.send(
+                    pids.map(|pids| named(pids.into_iter().map(i32::unsigned_abs).collect())),
+                ),
+            );
         }
         let runtime = self.runtime.clone();
         tokio::spawn(async move {
-            let _ = reply.send(runtime.inner_pids().await.map(named).map_err(TaskError::from));
+            let _ = reply.send(
+                runtime
+                    .inner_pids()
+                    .await
+                    .map(named)
+                    .map_err(TaskError::from),
+            );
         });
     }
 
@@ -706,7 +890,9 @@ async fn run_exec(
     let run = async {
         if names.terminal {
             let socket = ConsoleSocket::listen(bundle.path(), &format!("{name}.sock"))?;
-            let started = runtime.exec(name, &path, ProcessStreams::default(), Some(socket.name())).await?;
+            let started = runtime
+                .exec(name, &path, ProcessStreams::default(), Some(socket.name()))
+                .await?;
             let console = socket.receive().await?;
             Ok((started, Stdio::terminal(names, console)?))
         } else {
@@ -726,8 +912,12 @@ fn send_signal(pid: i32, signal: u32) -> Result<(), TaskError> {
         0 => Ok(()),
         _ => match nix::errno::Errno::last() {
             nix::errno::Errno::ESRCH => Err(TaskError::NotFound("process already finished".into())),
-            nix::errno::Errno::EINVAL => Err(TaskError::Invalid(format!("signal {signal} does not exist"))),
-            error => Err(TaskError::WrongState(format!("cannot send signal {signal}: {error}"))),
+            nix::errno::Errno::EINVAL => Err(TaskError::Invalid(format!(
+                "signal {signal} does not exist"
+            ))),
+            error => Err(TaskError::WrongState(format!(
+                "cannot send signal {signal}: {error}"
+            ))),
         },
     }
 }

@@ -66,14 +66,19 @@ impl TaskError {
 
     fn code(&self) -> Code {
         match self {
-            Self::NotFound(_) | Self::Runtime(RuntimeError::NotFound(_) | RuntimeError::NotRunning(_)) => Code::NOT_FOUND,
+            Self::NotFound(_)
+            | Self::Runtime(RuntimeError::NotFound(_) | RuntimeError::NotRunning(_)) => {
+                Code::NOT_FOUND
+            }
             Self::Cgroup(cgroup::Error::Gone { .. }) => Code::NOT_FOUND,
             Self::AlreadyExists(_) => Code::ALREADY_EXISTS,
             Self::WrongState(_) | Self::Refused(_) => Code::FAILED_PRECONDITION,
             Self::Invalid(_) | Self::Config(_) | Self::Bundle(_) => Code::INVALID_ARGUMENT,
             Self::Ending => Code::UNAVAILABLE,
             Self::Runtime(RuntimeError::Unsupported { .. }) => Code::UNIMPLEMENTED,
-            Self::Runtime(RuntimeError::Command(CommandError::Deadline { .. })) => Code::DEADLINE_EXCEEDED,
+            Self::Runtime(RuntimeError::Command(CommandError::Deadline { .. })) => {
+                Code::DEADLINE_EXCEEDED
+            }
             Self::Mount(_) | Self::Stdio(_) | Self::Cgroup(_) | Self::Runtime(_) => Code::UNKNOWN,
         }
     }
