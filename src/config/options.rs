@@ -143,7 +143,9 @@ impl NodeOptions {
     fn from_body(body: &[u8]) -> Result<Self, ConfigError> {
         const ORIGIN: &str = "runtime options (config_body)";
         if body.len() > MAX_BODY {
-            return Err(ConfigError::Options("config_body is larger than 64 KiB; name a file by config_path".into()));
+            return Err(ConfigError::Options(
+                "config_body is larger than 64 KiB; name a file by config_path".into(),
+            ));
         }
         let text = str::from_utf8(body)
             .map_err(|_| ConfigError::Options("config_body is not UTF-8".into()))?;

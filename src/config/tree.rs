@@ -155,6 +155,14 @@ impl<'a> Section<'a> {
         (!matches!(entry.node.value, Value::Null)).then(|| self.item(entry))
     }
 
+    /// The text under `key` with its item, if there is one and it is not empty.
+    pub fn text(&self, key: &str) -> Result<Option<(Item<'a>, &'a str)>, ConfigError> {
+        let Some(item) = self.get(key) else {
+            return Ok(None);
+        };
+        Ok(item.text()?.map(|text| (item, text)))
+    }
+
     /// The table under `key`; an absent one is empty.
     pub fn section(&self, key: &str) -> Result<Section<'a>, ConfigError> {
         match self.get(key) {
@@ -205,7 +213,9 @@ impl<'a> Section<'a> {
             .filter(|entry| !known.contains(&entry.key.as_str()))
             .filter_map(|entry| {
                 // Short words lie near each other by chance.
- let near = known.iter().find(|known| distance(&entry.key, known) <= known.len() / 4)?;
+                let near = known
+                    .iter()
+                    .find(|known| distance(&entry.key, known) <= known.len() / 4)?;
                 let place = place(self.origin, entry.at);
                 Some((self.join(quote(&entry.key).bare()), place, *near))
             })
