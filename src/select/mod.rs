@@ -288,6 +288,7 @@ pub fn plan(
             nvproxy: gpu.is_some(),
             debug,
             flags,
+            trusts_annotations: pool.policies.annotations == Annotations::Trust,
         })
     };
     let decision = Decision {

@@ -196,3 +196,31 @@ proptest! {
         let _ = body(&text);
     }
 }
+
+#[test]
+fn the_drop_ins_options_are_understood() {
+    for (drop_in, plugin) in [
+        (
+            include_str!("../../../config/containerd-config-v2.toml"),
+            "io.containerd.grpc.v1.cri",
+        ),
+        (
+            include_str!("../../../config/containerd-config-v3.toml"),
+            "io.containerd.cri.v1.runtime",
+        ),
+    ] {
+        let table: toml::Table = drop_in.parse().unwrap();
+        for (handler, pool) in [("beta9", None), ("beta9-secure", Some("secure"))] {
+            let options = &table["plugins"][plugin]["containerd"]["runtimes"][handler]["options"];
+            // containerd passes this very table as the body.
+            let options = options
+                .as_table()
+                .unwrap()
+                .iter()
+                .map(|(key, value)| format!("{key} = {:?}\n", value.as_str().unwrap()));
+            let options = body(&options.collect::<String>()).unwrap();
+            assert_eq!(options.pool.as_deref(), pool);
+            assert_eq!(options.config_path, Some("/etc/beta9/config.yaml".into()));
+        }
+    }
+}
