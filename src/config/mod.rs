@@ -399,14 +399,16 @@ impl Config {
         }
 
         if let Some(item) = worker.get("defaultPool") {
-            if let Some(name) = item.scalar()? {
-                if !config.pools.contains_key(&name) {
-                    return Err(item.refuse(format_args!(
-                        "a pool of worker.pools; {}",
-                        config.known_pools()
-                    )));
-                }
-                config.default_pool = Some(name);
+            config.default_pool = item.scalar()?;
+            if config
+                .default_pool
+                .as_ref()
+                .is_some_and(|name| !config.pools.contains_key(name))
+            {
+                return Err(item.refuse(format_args!(
+                    "a pool of worker.pools; {}",
+                    config.known_pools()
+                )));
             }
         }
         Ok(config)
@@ -416,13 +418,11 @@ impl Config {
         shim.only(SHIM_KEYS)?;
         self.policies = Policies::default().overridden(shim)?;
         for (key, binary) in [("runc", &mut self.runc), ("runsc", &mut self.runsc)] {
-            if let Some(item) = shim.get(key) {
-                if let Some(path) = item.text()? {
-                    if path.contains('/') && !is_clean_absolute(path) {
-                        return Err(item.refuse("a program's name or an absolute path"));
-                    }
-                    *binary = path.to_owned();
+            if let Some((item, path)) = shim.text(key)? {
+                if path.contains('/') && !is_clean_absolute(path) {
+                    return Err(item.refuse("a program's name or an absolute path"));
                 }
+                *binary = path.to_owned();
             }
         }
         if let Some(item) = shim.get("runscFlags") {
@@ -493,10 +493,7 @@ impl Pool {
             Some(item) => item.choice(ContainerRuntime::WORDS)?,
             None => None,
         };
-        let Some(item) = section.get("runtime") else {
-            return Ok(());
-        };
-        let Some(name) = item.text()? else {
+        let Some((item, name)) = section.text("runtime")? else {
             return Ok(());
         };
         let older = ContainerRuntime::WORDS
@@ -538,12 +535,12 @@ impl Pool {
             None => Ok(None),
         };
         let (newer, older) = (read("containerRuntimeConfig")?, read("runtimeConfig")?);
-        if let (Some((newer, _)), Some((older, item))) = (&newer, &older) {
-            if newer != older {
-                let (place, path) = (item.place(), item.path());
-                let message = "differs from containerRuntimeConfig; containerRuntimeConfig counts";
-                self.warnings.push(format!("{place}: {path} {message}"));
-            }
+        if let (Some((newer, _)), Some((older, item))) = (&newer, &older)
+            && newer != older
+        {
+            let (place, path) = (item.place(), item.path());
+            let message = "differs from containerRuntimeConfig; containerRuntimeConfig counts";
+            self.warnings.push(format!("{place}: {path} {message}"));
         }
         if let Some((config, _)) = newer.or(older) {
             self.gvisor = config;
@@ -559,15 +556,13 @@ impl GvisorConfig {
         if let Some(item) = section.get("gvisorPlatform") {
             config.platform = item.choice(Platform::WORDS)?.unwrap_or_default();
         }
-        if let Some(item) = section.get("gvisorRoot") {
-            if let Some(path) = item.text()? {
-                if !is_clean_absolute(path) {
-                    return Err(item.refuse(
-                        "allowed; allowed: an absolute path without ., .., // or a / at its end",
-                    ));
-                }
-                config.root = path.into();
+        if let Some((item, path)) = section.text("gvisorRoot")? {
+            if !is_clean_absolute(path) {
+                return Err(item.refuse(
+                    "allowed; allowed: an absolute path without ., .., // or a / at its end",
+                ));
             }
+            config.root = path.into();
         }
         if let Some(item) = section.get("debug") {
             config.debug = item.flag()?;

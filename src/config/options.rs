@@ -155,7 +155,7 @@ impl NodeOptions {
 
         let mut options = Self::default();
         for key in ["config_path", "ConfigPath"] {
-            if let Some(path) = root.get(key).map(|item| item.text()).transpose()?.flatten() {
+            if let Some((_, path)) = root.text(key)? {
                 options.set_path(path)?;
             }
         }
@@ -166,12 +166,7 @@ impl NodeOptions {
                 .transpose()?
                 .unwrap_or(false);
         }
-        options.pool = root
-            .get("pool")
-            .map(|item| item.text())
-            .transpose()?
-            .flatten()
-            .map(str::to_owned);
+        options.pool = root.text("pool")?.map(|(_, name)| name.to_owned());
         if root.get("worker").is_some() || root.get("shim").is_some() {
             if options.config_path.is_some() {
                 let message =

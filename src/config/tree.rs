@@ -155,6 +155,14 @@ impl<'a> Section<'a> {
         (!matches!(entry.node.value, Value::Null)).then(|| self.item(entry))
     }
 
+    /// The text under `key` with its item, if there is one and it is not empty.
+    pub fn text(&self, key: &str) -> Result<Option<(Item<'a>, &'a str)>, ConfigError> {
+        let Some(item) = self.get(key) else {
+            return Ok(None);
+        };
+        Ok(item.text()?.map(|text| (item, text)))
+    }
+
     /// The table under `key`; an absent one is empty.
     pub fn section(&self, key: &str) -> Result<Section<'a>, ConfigError> {
         match self.get(key) {

@@ -63,6 +63,8 @@ pub struct Gvisor {
     pub debug: bool,
     /// The operator's further flags.
     pub flags: Vec<String>,
+    /// `shim.annotations: trust`.
+    pub trusts_annotations: bool,
 }
 
 /// Why a pod that gVisor was meant for runs with runc.
@@ -154,6 +156,19 @@ impl Decision {
             }
         }
         args
+    }
+
+    /// Whether runsc may see an annotation of the pod's spec. Some of its own are flags by another name
+    /// (`dev.gvisor.internal.nvproxy`, `dev.gvisor.flag.*`) or name host paths (`dev.gvisor.spec.rootfs.*`): on a pod's
+    /// own word they would undo the decision. The hints about the pod's volumes are harmless, and all that is left; what
+    /// the shim itself adds comes after this.
+    pub fn passes_annotation(&self, key: &str) -> bool {
+        match &self.runtime {
+            Runtime::Gvisor(gvisor) if !gvisor.trusts_annotations => {
+                !key.starts_with("dev.gvisor.") || key.starts_with("dev.gvisor.spec.mount.")
+            }
+            Runtime::Gvisor(_) | Runtime::Runc { .. } => true,
+        }
     }
 
     /// Whether a later container of the pod gets what it asks for.

@@ -10,7 +10,7 @@
 //! - `container-runtime`: runc to gVisor; never back.
 //! - `gvisor-platform`: only the configured one. Which platform isolates best is disputed and differs by machine, so
 //!   none counts as a gain over another.
-//! - `nvproxy`: `false` always. `true` shows the host's driver to the pod, so only in a pool that offers a GPU (`gpuType`,
+//! - `nvproxy`: `false` always, except to get around `gpuWorkloads: reject`. `true` shows the host's driver to the pod, so only in a pool that offers a GPU (`gpuType`,
 //!   or the RuntimeClass `nvidia`), or where the node put a device or a hook into the spec. A `cdi.k8s.io` annotation
 //!   is an annotation like any other here.
 //! - `checkpoint`: `false` always; `true` not where the policy answers by leaving gVisor.
@@ -288,6 +288,7 @@ pub fn plan(
             nvproxy: gpu.is_some(),
             debug,
             flags,
+            trusts_annotations: pool.policies.annotations == Annotations::Trust,
         })
     };
     let decision = Decision {
@@ -574,7 +575,9 @@ impl Case<'_> {
         let Some(strongest) = evidence.first() else {
             return Ok((None, None));
         };
-        if wishes.nvproxy == Some(false) {
+        // Forgoing is no way around a rejection: what moves the pod to runc later would hand it the device after all.
+        let rejects = self.pool.policies.gpu_workloads == GpuWorkloads::Reject;
+        if wishes.nvproxy == Some(false) && !rejects {
             self.reasons.push(format!(
                 "no GPU: the annotation {NVPROXY} forgoes it ({strongest})"
             ));
