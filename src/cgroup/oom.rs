@@ -320,7 +320,7 @@ mod tests {
                 unreachable!()
             };
             let events = File::open(directory.join("cgroup.events")).unwrap();
-            let signal = register(events.into(), interest(Hierarchy::V2)).unwrap();
+            let signal = fd::watch(events.into(), interest(Hierarchy::V2)).unwrap();
             // A file that has not been read since it was opened may count as changed.
             let settled = async {
                 let changed = signal.ready(Interest::PRIORITY);

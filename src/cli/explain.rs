@@ -32,8 +32,8 @@ Options:
   --annotation KEY=VALUE  an annotation of the pod; may be repeated
   --bundle DIR            read DIR/config.json for annotations, devices, hooks and cgroup
   --assume FACT=VALUE     take a fact for granted, do not look; may be repeated
-                            runsc=present|missing|VERSION   nvproxy=true|false (does runsc know it)
-                            kvm=true|false                  nvidia-driver=true|false
+                            runsc=missing|VERSION   runsc-nvproxy=yes|no (does runsc know nvproxy)
+                            kvm=yes|no              nvidia-driver=yes|no
   --json                  machine-readable
   -h, --help              this text
 
@@ -131,11 +131,12 @@ impl Request {
                         request.assumed.runsc = Some(RunscFact::Missing { tried });
                     }
                     ("runsc", version) => {
-                        // One that nothing is said about is a current one.
-                        let (version, nvproxy) = (version.to_owned(), true);
+                        let (version, nvproxy) = (version.to_owned(), is_new_enough(version));
                         request.assumed.runsc = Some(RunscFact::Found { version, nvproxy });
                     }
-                    ("nvproxy", value) => runsc_knows_nvproxy = Some(truth("nvproxy", value)?),
+                    ("runsc-nvproxy", value) => {
+                        runsc_knows_nvproxy = Some(truth("runsc-nvproxy", value)?)
+                    }
                     ("kvm", value) => {
                         let why = || "/dev/kvm is assumed to be missing".to_owned();
                         request.assumed.kvm =
@@ -145,7 +146,7 @@ impl Request {
                         request.assumed.nvidia_driver = Some(truth("nvidia-driver", value)?)
                     }
                     (fact, _) => {
-                        let known = "known: runsc, nvproxy, kvm, nvidia-driver";
+                        let known = "known: runsc, runsc-nvproxy, kvm, nvidia-driver";
                         return Err(ExplainError::Usage(format!(
                             "--assume: unknown fact {}; {known}",
                             quote(fact)
@@ -239,13 +240,21 @@ fn pair<'a>(flag: &str, arg: &'a OsStr) -> Result<(&'a str, &'a str), ExplainErr
 
 fn truth(fact: &str, value: &str) -> Result<bool, ExplainError> {
     match value {
-        "true" | "yes" | "present" => Ok(true),
-        "false" | "no" | "missing" => Ok(false),
+        "yes" | "true" => Ok(true),
+        "no" | "false" => Ok(false),
         _ => Err(ExplainError::Usage(format!(
-            "--assume {fact}: {} is not allowed; allowed: true, false",
+            "--assume {fact}: {} is not allowed; allowed: yes, no",
             quote(value)
         ))),
     }
+}
+
+/// Whether a runsc of this version knows nvproxy, unless `runsc-nvproxy` says otherwise: the first that do are of 2023.
+/// A version without a date counts as a current one.
+fn is_new_enough(version: &str) -> bool {
+    let digits = version.split(|c: char| !c.is_ascii_digit());
+    let date = digits.filter(|run| run.len() == 8).find_map(|run| run.parse::<u32>().ok());
+    date.is_none_or(|date| date >= 20_230_601)
 }
 
 fn read_spec(path: &Path) -> Result<SpecView, ExplainError> {

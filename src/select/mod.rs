@@ -10,9 +10,9 @@
 //! - `container-runtime`: runc to gVisor; never back.
 //! - `gvisor-platform`: only the configured one. Which platform isolates best is disputed and differs by machine, so
 //!   none counts as a gain over another.
-//! - `nvproxy`: `false` always, except to get around `gpuWorkloads: reject`. `true` shows the host's driver to the pod, so only in a pool that offers a GPU (`gpuType`,
-//!   or the RuntimeClass `nvidia`), or where the node put a device or a hook into the spec. A `cdi.k8s.io` annotation
-//!   is an annotation like any other here.
+//! - `nvproxy`: `false` always, except to get around `gpuWorkloads: reject`. `true` shows the host's driver to the pod,
+//!   so only in a pool that offers a GPU (`gpuType`, or the RuntimeClass `nvidia`), or where a device, a hook or a CDI
+//!   annotation asks for one: those are facts of the spec, which `gpuWorkloads` answers.
 //! - `checkpoint`: `false` always; `true` not where the policy answers by leaving gVisor.
 //! - `debug`: `false` always; `true` writes to the host's disk without bound, so only where it is on already.
 //!
@@ -448,13 +448,10 @@ fn gpu_evidence(
             .map(|name| GpuEvidence::Pool(quote(name).bare().to_string())),
     );
     evidence.extend(workload.gpu.iter().cloned());
-    if pool.policies.annotations == Annotations::Ignore {
-        evidence.retain(|evidence| !matches!(evidence, GpuEvidence::Cdi(_)));
-    } else {
-        evidence.extend(GpuEvidence::cdi(annotations));
-        evidence.extend((wishes.nvproxy == Some(true)).then_some(GpuEvidence::Annotation));
-    }
+    evidence.extend(GpuEvidence::cdi(annotations));
+    evidence.extend((wishes.nvproxy == Some(true)).then_some(GpuEvidence::Annotation));
     evidence.sort();
+    evidence.dedup();
     evidence
 }
 
@@ -516,9 +513,6 @@ impl Wishes {
             reasons.push(format!(
                 "annotation {annotation} is ignored (shim.annotations: ignore)"
             ));
-        }
-        if GpuEvidence::cdi(annotations).is_some() {
-            reasons.push("cdi.k8s.io annotations are ignored (shim.annotations: ignore)".into());
         }
     }
 }
@@ -590,7 +584,7 @@ impl Case<'_> {
         };
         match self.pool.policies.gpu_workloads {
             GpuWorkloads::Nvproxy => {
-                if strongest.is_pods_annotation() && !self.free && !self.pool.offers_gpu() {
+                if strongest.is_mere_wish() && !self.free && !self.pool.offers_gpu() {
                     return Err(refuse("opening the host's GPU driver to it"));
                 }
                 self.reasons.push(format!("nvproxy: {strongest}"));

@@ -308,7 +308,7 @@ fn gpu_workloads_follow_their_policy() {
             "secure",
             cdi,
             none.clone(),
-            "the pod asks for a GPU (the annotation cdi.k8s.io/nvidia-gpu)",
+            "gvisor systrap nvproxy",
         ),
         ("", "secure", cdi, device(), "gvisor systrap nvproxy"),
         ("", "gpu", cdi, none.clone(), "gvisor systrap nvproxy"),
@@ -325,7 +325,7 @@ fn gpu_workloads_follow_their_policy() {
             "secure",
             cdi,
             none.clone(),
-            "gvisor systrap",
+            "gvisor systrap nvproxy",
         ),
         (
             "annotations: ignore",
@@ -592,11 +592,20 @@ fn what_a_tenant_wrote_is_short_and_escaped_in_every_message() {
         let hostile = "\n\u{1b}[2J".repeat(100_000);
         let mut annotations = BTreeMap::from([(key.to_owned(), hostile.clone())]);
         annotations.insert(format!("cdi.k8s.io/{hostile}"), String::new());
-        let refusal = plan(
+        let host = HostFacts {
+            runsc: Some(RunscFact::Found {
+                version: "1".into(),
+                nvproxy: true,
+            }),
+            nvidia_driver: Some(false),
+            kvm: None,
+        };
+        let refusal = decide(
             &config(""),
             (key != POOL).then_some("secure"),
             &annotations,
             &Workload::default(),
+            &host,
         );
         let text = refusal.unwrap_err().to_string();
         assert!(
@@ -838,13 +847,14 @@ fn a_cgroup_is_systemds_when_its_path_says_slice_prefix_name() {
 
 /// The order of isolation: gVisor before runc; within gVisor the configured platform, no driver, no debug log. A GPU
 /// that the operator offers the pool is no loss.
-fn is_no_loss(before: &Decision, after: &Decision, pool: &Pool) -> bool {
+/// A CDI annotation is a fact of the spec, as a device is; what it asks for is the policy's to give.
+fn is_no_loss(before: &Decision, after: &Decision, pool: &Pool, cdi: bool) -> bool {
     match (&before.runtime, &after.runtime) {
         (Runtime::Runc { .. }, _) => true,
         (Runtime::Gvisor(_), Runtime::Runc { .. }) => false,
         (Runtime::Gvisor(before), Runtime::Gvisor(after)) => {
             before.platform == after.platform
-                && (!after.nvproxy || before.nvproxy || pool.offers_gpu())
+                && (!after.nvproxy || before.nvproxy || cdi || pool.offers_gpu())
                 && (!after.debug || before.debug)
                 && (&before.root, &before.binary) == (&after.root, &after.binary)
         }
@@ -922,7 +932,7 @@ proptest! {
         let after = decide(&config, Some(pool), &annotations, &workload, &host);
         match (alone, after) {
             (Ok(alone), Ok(after)) => {
-                prop_assert!(is_no_loss(&alone, &after, config.pool(pool).unwrap()), "{alone:#?}\n{after:#?}");
+                prop_assert!(is_no_loss(&alone, &after, config.pool(pool).unwrap(), GpuEvidence::cdi(&annotations).is_some()), "{alone:#?}\n{after:#?}");
             }
             // What gVisor alone would not start, no annotation starts with runc. Only the operator does: by the fallback,
             // or by criuEnabled once the pod has taken back the request for a GPU that it was refused.

@@ -24,7 +24,7 @@ pub enum GpuEvidence {
     /// A hook in the spec, which the node's operator installed, and an environment that wakes it, which may be the
     /// image's.
     Hook(String),
-    /// A `cdi.k8s.io` annotation: on a pod, its author's.
+    /// A `cdi.k8s.io` annotation: the device plugin's, or a pod author's.
     Cdi(String),
     /// The annotation `run.beam.cloud/nvproxy`.
     Annotation,
@@ -42,9 +42,9 @@ impl GpuEvidence {
         matches!(self, Self::Pool(_) | Self::Device(_))
     }
 
-    /// Whether it is an annotation.
-    pub fn is_pods_annotation(&self) -> bool {
-        matches!(self, Self::Cdi(_) | Self::Annotation)
+    /// Whether nothing but the pod's author asks: no device, hook or CDI annotation stands behind it.
+    pub fn is_mere_wish(&self) -> bool {
+        matches!(self, Self::Annotation)
     }
 }
 

@@ -71,7 +71,7 @@ fn run(args: &str, spec: Option<&str>) -> Ran {
 
 #[test]
 fn json_has_exactly_the_promised_fields() {
-    let ran = run("--json --pool gpu --assume nvidia-driver=true", None);
+    let ran = run("--json --pool gpu --assume nvidia-driver=yes", None);
     assert_eq!((ran.status, ran.err.as_str()), (0, ""));
     let expected = json!({
         "pool": "gpu", "runtime": "gvisor", "platform": "systrap", "root": "/run/gvisor", "nvproxy": true,
@@ -160,7 +160,7 @@ fn assumed_facts_are_not_looked_up_and_count() {
         ran.out
     );
     let ran = run(
-        "--json --pool gpu --assume runsc=20221219 --assume nvproxy=false",
+        "--json --pool gpu --assume runsc=20221219 --assume runsc-nvproxy=no",
         None,
     );
     assert_eq!(
@@ -171,11 +171,11 @@ fn assumed_facts_are_not_looked_up_and_count() {
         }]
     );
     assert!(ran.out.contains("20221219 does not"), "{}", ran.out);
-    let ran = run("--json --pool gpu --assume nvproxy=true", None);
+    let ran = run("--json --pool gpu --assume runsc-nvproxy=yes", None);
     assert!(ran.out.contains("no /dev/nvidiactl"), "{}", ran.out);
     let kvm = "--annotation run.beam.cloud/container-runtime=gvisor --annotation run.beam.cloud/gvisor-platform=kvm --json";
     assert_eq!(
-        run(&format!("{kvm} --assume kvm=true"), None).json()["platform"],
+        run(&format!("{kvm} --assume kvm=yes"), None).json()["platform"],
         "kvm"
     );
     assert_eq!(run(kvm, None).json()["platform"], "systrap");
@@ -185,7 +185,7 @@ fn assumed_facts_are_not_looked_up_and_count() {
 fn a_bundle_gives_annotations_devices_and_cgroup() {
     let spec = r#"{"annotations": {"run.beam.cloud/worker-pool-name": "secure"},
         "linux": {"cgroupsPath": "pod.slice:cri:x", "devices": [{"path": "/dev/nvidia0"}]}}"#;
-    let told = run("--json --assume nvidia-driver=true", Some(spec)).json();
+    let told = run("--json --assume nvidia-driver=yes", Some(spec)).json();
     assert_eq!(
         (&told["pool"], &told["nvproxy"]),
         (&json!("secure"), &json!(true))
