@@ -158,28 +158,21 @@ fn push_value(line: &mut String, value: &str) {
     }
 }
 
-/// UTC to the millisecond (containerd's own lines have nanoseconds; nobody reads them).
+/// UTC to the millisecond (containerd's own lines have nanoseconds; nobody reads them). libc's gmtime would bring its
+/// time zone reader, and with that scanf, into every shim.
 fn rfc3339(at: SystemTime) -> String {
-    let since = at
-        .duration_since(SystemTime::UNIX_EPOCH)
-        .unwrap_or_default();
-    let seconds = since.as_secs() as libc::time_t;
-    // SAFETY: all zeroes is a valid `tm`, and both pointers are valid for the call.
-    let tm = unsafe {
-        let mut tm = std::mem::zeroed::<libc::tm>();
-        libc::gmtime_r(&seconds, &mut tm);
-        tm
-    };
-    format!(
-        "{:04}-{:02}-{:02}T{:02}:{:02}:{:02}.{:03}Z",
-        tm.tm_year + 1900,
-        tm.tm_mon + 1,
-        tm.tm_mday,
-        tm.tm_hour,
-        tm.tm_min,
-        tm.tm_sec,
-        since.subsec_millis()
-    )
+    let since = at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    let (days, second) = (since.as_secs() / 86_400, since.as_secs() % 86_400);
+    // Years that begin in March end with the leap day: 400 of them are an era of 146 097 days.
+    let days = days + 719_468;
+    let (era, day) = (days / 146_097, days % 146_097);
+    let year = (day - day / 1_460 + day / 36_524 - day / 146_096) / 365;
+    let day = day - (365 * year + year / 4 - year / 100);
+    let month = (5 * day + 2) / 153;
+    let day = day - (153 * month + 2) / 5 + 1;
+    let (year, month) = (era * 400 + year + u64::from(month >= 10), if month < 10 { month + 3 } else { month - 9 });
+    let (hour, minute, second) = (second / 3_600, second / 60 % 60, second % 60);
+    format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{:03}Z", since.subsec_millis())
 }
 
 #[cfg(test)]
@@ -207,6 +200,22 @@ mod tests {
             line(format_args!("hello there"), "plain/value"),
             "time=\"1970-01-02T00:00:00.042Z\" level=warning msg=\"hello there\" key=plain/value id=c1\n"
         );
+    }
+
+    #[test]
+    fn a_time_is_utc_to_the_millisecond() {
+        // date -u -d @N
+        for (seconds, text) in [
+            (0, "1970-01-01T00:00:00"),
+            (951_782_399, "2000-02-28T23:59:59"),
+            (951_868_799, "2000-02-29T23:59:59"),
+            (1_709_164_800, "2024-02-29T00:00:00"),
+            (1_735_689_599, "2024-12-31T23:59:59"),
+            (4_107_542_400, "2100-03-01T00:00:00"),
+        ] {
+            let at = SystemTime::UNIX_EPOCH + Duration::from_secs(seconds);
+            assert_eq!(rfc3339(at), format!("{text}.000Z"));
+        }
     }
 
     #[test]
