@@ -7,20 +7,26 @@
 #   SUBCOMMAND hang         never answer
 #   SUBCOMMAND slow SECONDS answer late
 #   SUBCOMMAND garbage      print what is no JSON and succeed
-#   SUBCOMMAND fail TEXT    print TEXT to standard error and fail
+#   SUBCOMMAND fail TEXT    write TEXT as an error to the log (--log) and to standard error, and fail
 #   SUBCOMMAND crash        die of SIGKILL
 #
 # `any` stands for every subcommand. `crash-after` and `hang-after` let the real one do its work first.
-here=${0%/*}
+program=$(readlink -f "$0")
+here=${program%/*}
 
 call="$here/calls/$(date +%s%N).$$"
 # Renamed into its place, so that nobody reads half a call. Names count up: `sort` is the order of the calls.
 printf '%s\0' "$@" >"$call.part"
 mv "$call.part" "${call%.*}-$$"
 
-subcommand=
+subcommand= log= previous=
 for argument in "$@"; do
+    case "$previous" in
+    --log | -log) log=$argument ;;
+    esac
+    previous=$argument
     case "$argument" in
+    --log=* | -log=*) log=${argument#*=} ;;
     checkpoint | create | delete | events | exec | features | flags | kill | list | pause | ps | restore | resume | run | spec | start | state | update | wait | --version)
         subcommand=$argument
         break
@@ -60,6 +66,7 @@ garbage)
     ;;
 fail\ *)
     echo "${behaviour#fail }" >&2
+    [ -z "$log" ] || echo "{\"level\":\"error\",\"msg\":\"${behaviour#fail }\"}" >>"$log"
     exit 1
     ;;
 crash) kill -KILL $$ ;;

@@ -5,7 +5,7 @@ use std::{
     fmt,
     io::{Read, Write},
     os::unix::process::{CommandExt, ExitStatusExt},
-    process::{Child, ChildStderr, ChildStdout, Command, Stdio},
+    process::{Child, ChildStdin, Command, Stdio},
     sync::{Arc, Mutex},
     thread::{self, JoinHandle},
     time::{Duration, Instant},
@@ -77,10 +77,12 @@ pub struct Running {
     stdout: Arc<Mutex<Vec<u8>>>,
     readers: Vec<JoinHandle<()>>,
     stderr: Arc<Mutex<Vec<u8>>>,
+    /// Held so that its reader sees no end.
+    _open: Option<ChildStdin>,
 }
 
-/// Starts a program; `input` is written to its standard input, which is then closed.
-pub fn start(command: &mut Command, input: &[u8]) -> Running {
+/// Starts a program; `input` is written to its standard input, which is then closed. Without input it stays open and silent.
+pub fn start(command: &mut Command, input: Option<&[u8]>) -> Running {
     let line = format!("{command:?}");
     let mut child = command
         .process_group(0)
@@ -91,17 +93,17 @@ pub fn start(command: &mut Command, input: &[u8]) -> Running {
         .unwrap_or_else(|error| panic!("could not start {line}: {error}"));
     let begin = Instant::now();
     let (stdout, stderr): (Arc<Mutex<_>>, Arc<Mutex<_>>) = Default::default();
-    let readers = vec![collect::<ChildStdout>(child.stdout.take().unwrap(), &stdout), collect::<ChildStderr>(child.stderr.take().unwrap(), &stderr)];
+    let readers = vec![collect(child.stdout.take().unwrap(), &stdout), collect(child.stderr.take().unwrap(), &stderr)];
     let mut stdin = child.stdin.take().unwrap();
-    let input = input.to_vec();
-    // Whoever does not read its input gets a broken pipe here, which is no concern of ours.
-    thread::spawn(move || drop(stdin.write_all(&input)));
-    Running { child, line, begin, stdout, readers, stderr }
-}
-
-/// Starts a program and waits for its end.
-pub fn run(command: &mut Command, input: &[u8], deadline: Duration) -> Output {
-    start(command, input).finish(deadline)
+    let open = match input.map(<[u8]>::to_vec) {
+        None => Some(stdin),
+        Some(input) => {
+            // A program that does not read its input breaks the pipe, which is its own business.
+            thread::spawn(move || drop(stdin.write_all(&input)));
+            None
+        }
+    };
+    Running { child, line, begin, stdout, readers, stderr, _open: open }
 }
 
 impl Running {

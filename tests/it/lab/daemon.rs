@@ -17,6 +17,8 @@ use nix::{
     unistd::Pid,
 };
 
+use serde_json::Value;
+
 use super::{
     command::{self, Output, Running},
     events::Events,
@@ -165,7 +167,7 @@ impl Daemon {
 
     /// A call of ctr that goes on while the test does something else.
     pub fn ctr_start(&self, arguments: &[&str], input: &[u8]) -> Running {
-        command::start(&mut self.ctr_command(arguments), input)
+        command::start(&mut self.ctr_command(arguments), Some(input))
     }
 
     /// ctr of the daemon's own version, addressed to it.
@@ -190,6 +192,16 @@ impl Daemon {
     /// The directory that containerd keeps for a running container.
     pub fn bundle(&self, id: &str) -> PathBuf {
         self.dir.join("state/io.containerd.runtime.v2.task").join(&self.namespace).join(id)
+    }
+
+    /// The socket of a container's shim, as the bundle tells it to a daemon that starts.
+    pub fn shim_socket(&self, id: &str) -> PathBuf {
+        let bundle = self.bundle(id);
+        let address = fs::read_to_string(bundle.join("address")).or_else(|_| {
+            let bootstrap: Value = serde_json::from_str(&fs::read_to_string(bundle.join("bootstrap.json"))?)?;
+            std::io::Result::Ok(bootstrap["address"].as_str().unwrap_or_default().into())
+        });
+        PathBuf::from(address.unwrap().trim_start_matches("unix://"))
     }
 
     /// The last lines of its log, under a heading.

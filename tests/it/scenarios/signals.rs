@@ -42,8 +42,8 @@ fn killed(lab: &Lab, case: &RuntimeCase) {
 fn unhandled(lab: &Lab, case: &RuntimeCase) {
     let daemon = lab.daemon(case.daemon());
     let container = lab.container(&daemon, "unhandled");
-    // The kernel spares the first process of a pid namespace what it does not handle, so the shell ends itself by its child's end.
-    let running = container.start(case, &[], &["sh", "-c", "sh -c 'kill -USR2 $$'"]);
+    // The kernel spares the first process of a pid namespace what it does not handle, so it is a child that ends so.
+    let running = container.start(case, &[], &["sh", "-c", "sh -c 'kill -USR2 $$'; exit $?"]);
     running.finish(PATIENCE).exit(128 + 12);
 }
 
