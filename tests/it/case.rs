@@ -58,27 +58,58 @@ impl RuntimeCase {
 
     fn go(version: Version) -> Self {
         let name = format!("go::runc::containerd-{}", version.name());
-        Self { name, runtime: Runtime::Runc, ours: false, options: options(version, Suite::Bookworm), flags: vec!["--runtime=io.containerd.runc.v2".into()] }
+        Self {
+            name,
+            runtime: Runtime::Runc,
+            ours: false,
+            options: options(version, Suite::Bookworm),
+            flags: vec!["--runtime=io.containerd.runc.v2".into()],
+        }
     }
 
     fn runc(version: Version) -> Self {
-        Self::ours(format!("beta9::runc::containerd-{}", version.name()), Runtime::Runc, version, Suite::Bookworm, "")
+        Self::ours(
+            format!("beta9::runc::containerd-{}", version.name()),
+            Runtime::Runc,
+            version,
+            Suite::Bookworm,
+            "",
+        )
     }
 
     fn gvisor(version: Version, suite: Suite, platform: &str) -> Self {
-        let pool = format!("containerRuntime: gvisor, containerRuntimeConfig: {{gvisorPlatform: {platform}}}");
-        Self::ours(format!("beta9::gvisor-{platform}::containerd-{}", version.name()), Runtime::Runsc, version, suite, &pool)
+        let pool = format!(
+            "containerRuntime: gvisor, containerRuntimeConfig: {{gvisorPlatform: {platform}}}"
+        );
+        Self::ours(
+            format!("beta9::gvisor-{platform}::containerd-{}", version.name()),
+            Runtime::Runsc,
+            version,
+            suite,
+            &pool,
+        )
     }
 
     /// Our shim with a node configuration whose default pool is this one.
     fn ours(name: String, runtime: Runtime, version: Version, suite: Suite, pool: &str) -> Self {
         let file = PathBuf::from(keeper::WORK).join(format!("{}.yaml", name.replace("::", "-")));
         // Without CNI a sandbox has no network device to take over.
-        let config = format!("worker:\n  defaultPool: lab\n  pools:\n    lab: {{{pool}}}\nshim:\n  runsc:\n    flags: [\"--network=none\"]\n");
-        let flags = vec!["--runtime=io.containerd.beta9.v2".into(), format!("--runtime-config-path={}", file.display())];
+        let config = format!(
+            "worker:\n  defaultPool: lab\n  pools:\n    lab: {{{pool}}}\nshim:\n  runsc:\n    flags: [\"--network=none\"]\n"
+        );
+        let flags = vec![
+            "--runtime=io.containerd.beta9.v2".into(),
+            format!("--runtime-config-path={}", file.display()),
+        ];
         // Absent when tests are only listed: then there is no place for it either.
         let _ = fs::write(file, config);
-        Self { name, runtime, ours: true, options: options(version, suite), flags }
+        Self {
+            name,
+            runtime,
+            ours: true,
+            options: options(version, suite),
+            flags,
+        }
     }
 }
 
@@ -100,14 +131,24 @@ pub fn all() -> Vec<RuntimeCase> {
 
 /// The shim under test: BETA9_SHIM names another than the one cargo built for this run.
 pub fn shim() -> PathBuf {
-    env::var_os("BETA9_SHIM").map_or_else(|| env!("CARGO_BIN_EXE_containerd-shim-beta9-v2").into(), PathBuf::from)
+    env::var_os("BETA9_SHIM").map_or_else(
+        || env!("CARGO_BIN_EXE_containerd-shim-beta9-v2").into(),
+        PathBuf::from,
+    )
 }
 
 fn answers() -> bool {
-    Command::new(shim()).arg("-v").output().is_ok_and(|output| output.status.success())
+    Command::new(shim())
+        .arg("-v")
+        .output()
+        .is_ok_and(|output| output.status.success())
 }
 
 fn options(version: Version, suite: Suite) -> Options {
     let programs = BTreeMap::from([("runc", version.runc()), ("runsc", suite.program("runsc"))]);
-    Options { version, programs, config: None }
+    Options {
+        version,
+        programs,
+        config: None,
+    }
 }

@@ -55,7 +55,10 @@ impl Output {
     pub fn failure(self, words: &[&str]) -> Self {
         assert_ne!(self.code, 0, "should have failed: {self:?}");
         for word in words {
-            assert!(self.errors().contains(word), "no {word:?} in the error of {self:?}");
+            assert!(
+                self.errors().contains(word),
+                "no {word:?} in the error of {self:?}"
+            );
         }
         self
     }
@@ -64,8 +67,18 @@ impl Output {
 impl fmt::Debug for Output {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         // Outputs of megabytes occur: an error message shows their ends.
-        let end = |bytes: &[u8]| String::from_utf8_lossy(&bytes[bytes.len().saturating_sub(2000)..]).into_owned();
-        write!(f, "`{}`: {} after {:.1?}\nstdout: {}\nstderr: {}", self.line, self.code, self.elapsed, end(&self.stdout), end(&self.stderr))
+        let end = |bytes: &[u8]| {
+            String::from_utf8_lossy(&bytes[bytes.len().saturating_sub(2000)..]).into_owned()
+        };
+        write!(
+            f,
+            "`{}`: {} after {:.1?}\nstdout: {}\nstderr: {}",
+            self.line,
+            self.code,
+            self.elapsed,
+            end(&self.stdout),
+            end(&self.stderr)
+        )
     }
 }
 
@@ -93,7 +106,10 @@ pub fn start(command: &mut Command, input: Option<&[u8]>) -> Running {
         .unwrap_or_else(|error| panic!("could not start {line}: {error}"));
     let begin = Instant::now();
     let (stdout, stderr): (Arc<Mutex<_>>, Arc<Mutex<_>>) = Default::default();
-    let readers = vec![collect(child.stdout.take().unwrap(), &stdout), collect(child.stderr.take().unwrap(), &stderr)];
+    let readers = vec![
+        collect(child.stdout.take().unwrap(), &stdout),
+        collect(child.stderr.take().unwrap(), &stderr),
+    ];
     let mut stdin = child.stdin.take().unwrap();
     let open = match input.map(<[u8]>::to_vec) {
         None => Some(stdin),
@@ -103,7 +119,15 @@ pub fn start(command: &mut Command, input: Option<&[u8]>) -> Running {
             None
         }
     };
-    Running { child, line, begin, stdout, readers, stderr, _open: open }
+    Running {
+        child,
+        line,
+        begin,
+        stdout,
+        readers,
+        stderr,
+        _open: open,
+    }
 }
 
 impl Running {
@@ -127,7 +151,9 @@ impl Running {
             reader.join().unwrap();
         }
         let output = Output {
-            code: status.code().unwrap_or_else(|| 128 + status.signal().unwrap_or_default()),
+            code: status
+                .code()
+                .unwrap_or_else(|| 128 + status.signal().unwrap_or_default()),
             stdout: std::mem::take(&mut *lock(&self.stdout)),
             stderr: std::mem::take(&mut *lock(&self.stderr)),
             elapsed: self.begin.elapsed(),
@@ -139,7 +165,9 @@ impl Running {
 
     /// Waits until the text is on standard output.
     pub fn until_it_says(&self, text: &str) {
-        eventually(&format!("{text:?} from {}", self.line), || self.said().contains(text).then_some(()));
+        eventually(&format!("{text:?} from {}", self.line), || {
+            self.said().contains(text).then_some(())
+        });
     }
 
     /// Standard output so far.
@@ -148,7 +176,10 @@ impl Running {
     }
 
     fn kill_group(&self) {
-        let _ = killpg(Pid::from_raw(i32::try_from(self.child.id()).unwrap()), Signal::SIGKILL);
+        let _ = killpg(
+            Pid::from_raw(i32::try_from(self.child.id()).unwrap()),
+            Signal::SIGKILL,
+        );
     }
 }
 

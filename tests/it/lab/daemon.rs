@@ -17,8 +17,6 @@ use nix::{
     unistd::Pid,
 };
 
-use serde_json::Value;
-
 use super::{
     command::{self, Output, Running},
     events::Events,
@@ -62,7 +60,9 @@ impl Version {
 
     /// The runc of the same release, or else Debian 12's.
     pub fn runc(self) -> PathBuf {
-        self.suite().find("runc").unwrap_or_else(|| Suite::Bookworm.program("runc"))
+        self.suite()
+            .find("runc")
+            .unwrap_or_else(|| Suite::Bookworm.program("runc"))
     }
 
     fn suite(self) -> Suite {
@@ -77,7 +77,11 @@ impl Version {
     fn disabled_plugins(self) -> &'static [&'static str] {
         match self {
             Self::V1_6 => &["io.containerd.internal.v1.opt", "io.containerd.grpc.v1.cri"],
-            Self::V1_7 => &["io.containerd.internal.v1.opt", "io.containerd.grpc.v1.cri", "io.containerd.nri.v1.nri"],
+            Self::V1_7 => &[
+                "io.containerd.internal.v1.opt",
+                "io.containerd.grpc.v1.cri",
+                "io.containerd.nri.v1.nri",
+            ],
             Self::V2_1 => &[
                 "io.containerd.internal.v1.opt",
                 "io.containerd.grpc.v1.cri",
@@ -120,7 +124,9 @@ impl Daemon {
         };
         daemon.furnish();
         daemon.resume();
-        daemon.ctr(&["images", "import", image.archive().to_str().unwrap()]).success();
+        daemon
+            .ctr(&["images", "import", image.archive().to_str().unwrap()])
+            .success();
         daemon
     }
 
@@ -135,14 +141,30 @@ impl Daemon {
 
     /// Starts a daemon that was ended, on the state that it left.
     pub fn resume(&self) {
-        let log = fs::File::options().create(true).append(true).open(self.log()).unwrap();
+        let log = fs::File::options()
+            .create(true)
+            .append(true)
+            .open(self.log())
+            .unwrap();
         let mut command = self.command("containerd");
-        command.arg("--config").arg(self.dir.join("config.toml")).process_group(0).stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log);
+        command
+            .arg("--config")
+            .arg(self.dir.join("config.toml"))
+            .process_group(0)
+            .stdin(Stdio::null())
+            .stdout(log.try_clone().unwrap())
+            .stderr(log);
         *lock(&self.process) = Some(command.spawn().unwrap());
-        eventually("containerd's socket", || UnixStream::connect(self.socket()).ok());
-        eventually("an answer of containerd", || (self.ctr(&["version"]).code == 0).then_some(()));
+        eventually("containerd's socket", || {
+            UnixStream::connect(self.socket()).ok()
+        });
+        // At once: a shim that waited for the daemon does not wait for us.
+        self.events.listen(self);
+        eventually("an answer of containerd", || {
+            (self.ctr(&["version"]).code == 0).then_some(())
+        });
         self.ctr(&["namespaces", "create", &self.namespace]);
-        self.events.watch(self);
+        self.events.settle(self);
     }
 
     /// The namespace that everything of this daemon is in; cgroups and runtime roots carry it as well.
@@ -173,43 +195,68 @@ impl Daemon {
     /// ctr of the daemon's own version, addressed to it.
     pub fn ctr_command(&self, arguments: &[&str]) -> Command {
         let mut command = self.command("ctr");
-        command.args(["--address", self.socket().to_str().unwrap(), "--namespace", &self.namespace]).args(arguments);
+        command
+            .args([
+                "--address",
+                self.socket().to_str().unwrap(),
+                "--namespace",
+                &self.namespace,
+            ])
+            .args(arguments);
         command
     }
 
     /// The server of the shim that was started for this id.
     pub fn shim(&self, id: &str) -> Option<Process> {
-        self.shims().into_iter().find(|shim| shim.argument("-id") == Some(id))
+        self.shims()
+            .into_iter()
+            .find(|shim| shim.argument("-id") == Some(id))
     }
 
     /// The servers of all shims that this daemon started and that are still alive.
     pub fn shims(&self) -> Vec<Process> {
         let socket = self.socket();
-        let ours = |process: &Process| process.argument("-address") == socket.to_str() && process.argument("-namespace") == Some(&self.namespace);
-        process::descendants(Pid::from_raw(keeper::pid())).into_iter().filter(ours).collect()
+        let ours = |process: &Process| {
+            process.argument("-address") == socket.to_str()
+                && process.argument("-namespace") == Some(&self.namespace)
+        };
+        process::descendants(Pid::from_raw(keeper::pid()))
+            .into_iter()
+            .filter(ours)
+            .collect()
     }
 
     /// The directory that containerd keeps for a running container.
     pub fn bundle(&self, id: &str) -> PathBuf {
-        self.dir.join("state/io.containerd.runtime.v2.task").join(&self.namespace).join(id)
+        self.dir
+            .join("state/io.containerd.runtime.v2.task")
+            .join(&self.namespace)
+            .join(id)
     }
 
-    /// The socket of a container's shim, as the bundle tells it to a daemon that starts.
-    pub fn shim_socket(&self, id: &str) -> PathBuf {
-        let bundle = self.bundle(id);
-        let address = fs::read_to_string(bundle.join("address")).or_else(|_| {
-            let bootstrap: Value = serde_json::from_str(&fs::read_to_string(bundle.join("bootstrap.json"))?)?;
-            std::io::Result::Ok(bootstrap["address"].as_str().unwrap_or_default().into())
-        });
-        PathBuf::from(address.unwrap().trim_start_matches("unix://"))
+    /// How many events of this topic shims have handed to the daemon since its first start, whoever listened.
+    pub fn forwarded(&self, topic: &str) -> usize {
+        let log = String::from_utf8_lossy(&fs::read(self.log()).unwrap_or_default()).into_owned();
+        let topic = format!("topic={topic} ");
+        log.lines()
+            .filter(|line| line.contains("event forwarded") && line.contains(&topic))
+            .count()
     }
 
     /// The last lines of its log, under a heading.
     pub fn log_tail(&self, count: usize) -> String {
         let log = fs::read(self.log()).unwrap_or_default();
         let log = String::from_utf8_lossy(&log);
-        let lines: Vec<_> = log.lines().filter(|line| !line.contains("loading plugin")).collect();
-        format!("--- log of containerd {} {}\n{}\n", self.options.version.name(), self.namespace, lines[lines.len().saturating_sub(count)..].join("\n"))
+        let lines: Vec<_> = log
+            .lines()
+            .filter(|line| !line.contains("level=trace") && !line.contains("loading plugin"))
+            .collect();
+        format!(
+            "--- log of containerd {} {}\n{}\n",
+            self.options.version.name(),
+            self.namespace,
+            lines[lines.len().saturating_sub(count)..].join("\n")
+        )
     }
 
     /// Ends the daemon and returns what is left of its containers, each in words.
@@ -219,7 +266,11 @@ impl Daemon {
         while !self.shims().is_empty() && begin.elapsed() < Duration::from_secs(5) {
             thread::sleep(Duration::from_millis(20));
         }
-        let mut leaks: Vec<_> = self.shims().iter().map(|shim| format!("shim {}", shim.command.join(" "))).collect();
+        let mut leaks: Vec<_> = self
+            .shims()
+            .iter()
+            .map(|shim| format!("shim {}", shim.command.join(" ")))
+            .collect();
         self.end(Signal::SIGTERM);
         leaks.extend(leaks::of_daemon(&self.dir, &self.namespace));
         leaks
@@ -232,7 +283,10 @@ impl Daemon {
         let mut programs = BTreeMap::from([
             ("containerd", suite.program("containerd")),
             ("ctr", suite.program("ctr")),
-            ("containerd-shim-runc-v2", suite.program("containerd-shim-runc-v2")),
+            (
+                "containerd-shim-runc-v2",
+                suite.program("containerd-shim-runc-v2"),
+            ),
             ("containerd-shim-beta9-v2", crate::case::shim()),
         ]);
         programs.extend(self.options.programs.clone());
@@ -246,7 +300,7 @@ impl Daemon {
         let disabled = self.options.version.disabled_plugins();
         let config = format!(
             "version = 2\nroot = '{dir}/root'\nstate = '{dir}/state'\ndisabled_plugins = {disabled:?}\n\
-             [grpc]\naddress = '{dir}/sock'\n[ttrpc]\naddress = '{dir}/ttrpc'\n[debug]\nlevel = 'debug'\n"
+             [grpc]\naddress = '{dir}/sock'\n[ttrpc]\naddress = '{dir}/ttrpc'\n[debug]\nlevel = 'trace'\n"
         );
         fs::write(self.dir.join("config.toml"), config).unwrap();
     }
@@ -255,7 +309,13 @@ impl Daemon {
     fn command(&self, program: &str) -> Command {
         let bin = self.dir.join("bin");
         let mut command = Command::new(bin.join(program));
-        command.env_clear().env("PATH", format!("{}:/usr/sbin:/usr/bin:/sbin:/bin", bin.display())).env("CONTAINERD_NAMESPACE", &self.namespace);
+        command
+            .env_clear()
+            .env(
+                "PATH",
+                format!("{}:/usr/sbin:/usr/bin:/sbin:/bin", bin.display()),
+            )
+            .env("CONTAINERD_NAMESPACE", &self.namespace);
         if self.options.config.is_some() {
             command.env("BETA9_SHIM_CONFIG", self.config());
         }
@@ -288,4 +348,3 @@ impl Drop for Daemon {
         }
     }
 }
-

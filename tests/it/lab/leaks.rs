@@ -14,10 +14,20 @@ const NOT_THEIRS: [&str; 4] = [WORK, "/run/systemd", "/run/dbus", "/run/containe
 
 /// What a daemon that has ended still has on disk, mounted or in cgroups.
 pub fn of_daemon(dir: &Path, namespace: &str) -> Vec<String> {
-    let mounts = mounts_below(dir).into_iter().map(|mount| format!("mount {mount}"));
-    let bundles = ["state", "root"].iter().flat_map(|top| entries(&dir.join(top).join("io.containerd.runtime.v2.task").join(namespace)));
+    let mounts = mounts_below(dir)
+        .into_iter()
+        .map(|mount| format!("mount {mount}"));
+    let bundles = ["state", "root"].iter().flat_map(|top| {
+        entries(
+            &dir.join(top)
+                .join("io.containerd.runtime.v2.task")
+                .join(namespace),
+        )
+    });
     let bundles = bundles.map(|bundle| format!("bundle {}", bundle.display()));
-    let cgroups = cgroups_of(namespace).into_iter().map(|cgroup| format!("cgroup {}", cgroup.display()));
+    let cgroups = cgroups_of(namespace)
+        .into_iter()
+        .map(|cgroup| format!("cgroup {}", cgroup.display()));
     mounts.chain(bundles).chain(cgroups).collect()
 }
 
@@ -26,8 +36,15 @@ pub fn in_house() -> Vec<String> {
     let mut found = Vec::new();
     let mut dirs = vec![PathBuf::from("/run")];
     while let Some(dir) = dirs.pop() {
-        for entry in entries(&dir).into_iter().filter(|entry| !NOT_THEIRS.iter().any(|other| entry == Path::new(other))) {
-            if entry.is_dir() && !entry.is_symlink() { dirs.push(entry) } else { found.push(format!("file {}", entry.display())) }
+        for entry in entries(&dir)
+            .into_iter()
+            .filter(|entry| !NOT_THEIRS.iter().any(|other| entry == Path::new(other)))
+        {
+            if entry.is_dir() && !entry.is_symlink() {
+                dirs.push(entry)
+            } else {
+                found.push(format!("file {}", entry.display()))
+            }
         }
     }
     found
@@ -37,14 +54,22 @@ pub fn in_house() -> Vec<String> {
 pub fn mounts_below(dir: &Path) -> Vec<String> {
     let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
     let points = mounts.lines().filter_map(|line| line.split(' ').nth(4));
-    points.filter(|point| Path::new(point).starts_with(dir) && Path::new(point) != dir).map(String::from).collect()
+    points
+        .filter(|point| Path::new(point).starts_with(dir) && Path::new(point) != dir)
+        .map(String::from)
+        .collect()
 }
 
 /// The cgroups of a namespace's containers, in every hierarchy.
 fn cgroups_of(namespace: &str) -> Vec<PathBuf> {
-    let hierarchies = entries(Path::new("/sys/fs/cgroup")).into_iter().chain([PathBuf::from("/sys/fs/cgroup")]);
+    let hierarchies = entries(Path::new("/sys/fs/cgroup"))
+        .into_iter()
+        .chain([PathBuf::from("/sys/fs/cgroup")]);
     let mut left = Vec::new();
-    for parent in hierarchies.map(|hierarchy| hierarchy.join(namespace)).filter(|parent| parent.is_dir()) {
+    for parent in hierarchies
+        .map(|hierarchy| hierarchy.join(namespace))
+        .filter(|parent| parent.is_dir())
+    {
         left.extend(entries(&parent).into_iter().filter(|entry| entry.is_dir()));
         let _ = fs::remove_dir(parent);
     }
@@ -52,5 +77,10 @@ fn cgroups_of(namespace: &str) -> Vec<PathBuf> {
 }
 
 fn entries(dir: &Path) -> Vec<PathBuf> {
-    fs::read_dir(dir).into_iter().flatten().flatten().map(|entry| entry.path()).collect()
+    fs::read_dir(dir)
+        .into_iter()
+        .flatten()
+        .flatten()
+        .map(|entry| entry.path())
+        .collect()
 }

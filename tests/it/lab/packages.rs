@@ -23,7 +23,10 @@ impl Suite {
 
     /// A program of this suite, wherever its package has it; `None` if it was not fetched.
     pub fn find(self, program: &str) -> Option<PathBuf> {
-        ["usr/bin", "usr/sbin", "bin", "sbin"].iter().map(|bin| self.dir().join(bin).join(program)).find(|path| path.is_file())
+        ["usr/bin", "usr/sbin", "bin", "sbin"]
+            .iter()
+            .map(|bin| self.dir().join(bin).join(program))
+            .find(|path| path.is_file())
     }
 
     /// As `find`, where a test cannot do without.

@@ -25,13 +25,26 @@ type Scenario = (&'static str, fn(&Lab, &RuntimeCase));
 
 /// Every scenario with every case.
 pub fn trials(house: &Arc<House>, cases: &[RuntimeCase]) -> Vec<Trial> {
-    let rooms: [&[Scenario]; 9] =
-        [run::SCENARIOS, io::SCENARIOS, exec::SCENARIOS, signals::SCENARIOS, terminal::SCENARIOS, life::SCENARIOS, limits::SCENARIOS, outage::SCENARIOS, faults::SCENARIOS];
+    let rooms: [&[Scenario]; 9] = [
+        run::SCENARIOS,
+        io::SCENARIOS,
+        exec::SCENARIOS,
+        signals::SCENARIOS,
+        terminal::SCENARIOS,
+        life::SCENARIOS,
+        limits::SCENARIOS,
+        outage::SCENARIOS,
+        faults::SCENARIOS,
+    ];
     let scenarios = rooms.into_iter().flatten();
-    scenarios.flat_map(|scenario| cases.iter().map(move |case| trial(house, case, *scenario))).collect()
+    scenarios
+        .flat_map(|scenario| cases.iter().map(move |case| trial(house, case, *scenario)))
+        .collect()
 }
 
 fn trial(house: &Arc<House>, case: &RuntimeCase, (sentence, show): Scenario) -> Trial {
     let (house, case) = (Arc::clone(house), case.clone());
-    Trial::test(format!("{}::{sentence}", case.name), move || Lab::trial(house, |lab| show(lab, &case)).map_err(Failed::from))
+    Trial::test(format!("{}::{sentence}", case.name), move || {
+        Lab::trial(house, |lab| show(lab, &case)).map_err(Failed::from)
+    })
 }

@@ -7,15 +7,28 @@ use crate::{
 };
 
 pub const SCENARIOS: &[Scenario] = &[
-    ("SIGTERM reaches a process that handles it, and its own code is the container's", handled),
+    (
+        "SIGTERM reaches a process that handles it, and its own code is the container's",
+        handled,
+    ),
     ("a signal may be given by its number", by_number),
     ("a container that is killed reports 137", killed),
-    ("a container that a signal ends reports 128 and the signal", unhandled),
-    ("a signal to a container that has ended is refused", too_late),
+    (
+        "a container that a signal ends reports 128 and the signal",
+        unhandled,
+    ),
+    (
+        "a signal to a container that has ended is refused",
+        too_late,
+    ),
 ];
 
 /// Says when it listens; ends with 7 on TERM and with 9 on USR1.
-const LISTENER: &[&str] = &["sh", "-c", "trap 'echo TERM; exit 7' TERM; trap 'echo USR1; exit 9' USR1; echo ready; while :; do sleep 0.05; done"];
+const LISTENER: &[&str] = &[
+    "sh",
+    "-c",
+    "trap 'echo TERM; exit 7' TERM; trap 'echo USR1; exit 9' USR1; echo ready; while :; do sleep 0.05; done",
+];
 
 fn signalled(lab: &Lab, case: &RuntimeCase, signal: &str, says: &str, code: i32) {
     let daemon = lab.daemon(case.daemon());
