@@ -2,7 +2,7 @@
 
 CARGO ?= cargo
 HOST := $(shell rustc --print host-tuple)
-SHIM := $(CURDIR)/target/$(HOST)/release/containerd-shim-beta9-v2
+export BETA9_SHIM ?= $(CURDIR)/target/$(HOST)/release/containerd-shim-beta9-v2
 
 .PHONY: all test lint clean
 
@@ -12,7 +12,7 @@ all:
 test: all
 	tests/lab/fetch.sh $(LAB_PACKAGES)
 	$(CARGO) test --quiet --lib --bins
-	BETA9_SHIM=$(SHIM) $(CARGO) test --quiet --test it -- --format pretty
+	$(CARGO) test --quiet --test it -- --format pretty
 
 lint:
 	$(CARGO) fmt --check

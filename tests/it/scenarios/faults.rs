@@ -19,7 +19,7 @@ pub const SCENARIOS: &[Scenario] = &[
 ];
 
 /// A daemon whose shims find a fake where they look for the runtime.
-fn with_fake(lab: &Lab, case: &RuntimeCase) -> (Arc<Daemon>, Fake) {
+pub fn with_fake(lab: &Lab, case: &RuntimeCase) -> (Arc<Daemon>, Fake) {
     let fake = Fake::install(&lab.dir("fake"), &case.runtime_program());
     let mut options = case.daemon().clone();
     options.programs.insert(case.runtime_name(), fake.program());
