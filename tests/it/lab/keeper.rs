@@ -25,7 +25,7 @@ use nix::{
     unistd::{Pid, geteuid},
 };
 
-use super::process;
+use super::{leaks, process};
 
 /// Where everything of a run lies. Short, because a socket's path may have 107 bytes.
 pub const WORK: &str = "/run/lab";
@@ -70,6 +70,7 @@ pub fn keep() -> Option<ExitCode> {
 
     let status = attend(&tests, &signals);
     let left = leftovers();
+    leaks::sweep_cgroups(&namespace_prefix(tests.id()));
     for command in &left {
         eprintln!("left running: {command}");
     }
@@ -82,6 +83,11 @@ pub fn keep() -> Option<ExitCode> {
     } else {
         ExitCode::from(u8::try_from(code).unwrap_or(u8::MAX))
     })
+}
+
+/// How the containerd namespaces of a run begin, and so its cgroups; by the pid of its tests, because runs may go on side by side.
+pub fn namespace_prefix(tests: u32) -> String {
+    format!("lab{tests}-")
 }
 
 /// The pid that orphans of the tests come to.

@@ -76,6 +76,30 @@ fn cgroups_of(namespace: &str) -> Vec<PathBuf> {
     left
 }
 
+/// Takes away the cgroups of every namespace with this prefix: after a run that failed or was interrupted.
+pub fn sweep_cgroups(prefix: &str) {
+    let root = Path::new("/sys/fs/cgroup");
+    for hierarchy in entries(root).into_iter().chain([root.into()]) {
+        let ours = |entry: &PathBuf| {
+            entry
+                .file_name()
+                .is_some_and(|name| name.to_string_lossy().starts_with(prefix))
+        };
+        entries(&hierarchy)
+            .into_iter()
+            .filter(ours)
+            .for_each(|cgroup| remove_cgroup(&cgroup));
+    }
+}
+
+/// A cgroup's files go with it, so only the directories below are removed before it.
+fn remove_cgroup(cgroup: &Path) {
+    for child in entries(cgroup).into_iter().filter(|child| child.is_dir()) {
+        remove_cgroup(&child);
+    }
+    let _ = fs::remove_dir(cgroup);
+}
+
 fn entries(dir: &Path) -> Vec<PathBuf> {
     fs::read_dir(dir)
         .into_iter()

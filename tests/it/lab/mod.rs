@@ -84,7 +84,11 @@ impl House {
     fn start(&self, options: &Options) -> Daemon {
         Daemon::start(
             &self.dir,
-            &format!("lab{}-{}", std::process::id(), self.number()),
+            &format!(
+                "{}{}",
+                keeper::namespace_prefix(std::process::id()),
+                self.number()
+            ),
             options,
             self.image(),
         )
