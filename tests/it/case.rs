@@ -67,7 +67,7 @@ impl RuntimeCase {
     pub fn config(&self) -> String {
         // Without CNI a sandbox has no network device to take over.
         format!(
-            "worker:\n  defaultPool: lab\n  pools:\n    lab: {{{}}}\nshim:\n  runsc:\n    flags: [\"--network=none\"]\n",
+            "worker:\n  defaultPool: lab\n  pools:\n    lab: {{{}}}\nshim:\n  runscFlags: [\"--network=none\"]\n",
             self.pool
         )
     }

@@ -9,7 +9,7 @@ use std::{
 use super::Scenario;
 use crate::{
     case::RuntimeCase,
-    lab::{Lab, container::Container, daemon::Daemon},
+    lab::{Lab, container::Container, daemon::Daemon, eventually},
 };
 
 pub const SCENARIOS: &[Scenario] = &[
@@ -105,6 +105,8 @@ fn refused(lab: &Lab, case: &RuntimeCase, config: &Path, words: &[&str]) {
 }
 
 fn assert_nothing(daemon: &Daemon, container: &Container) {
-    assert!(daemon.shim(container.id()).is_none(), "a shim was left");
+    eventually("the end of the shim", || {
+        daemon.shim(container.id()).is_none().then_some(())
+    });
     assert!(!daemon.bundle(container.id()).exists(), "a bundle was left");
 }

@@ -5,7 +5,7 @@ use std::{fs, thread};
 use super::Scenario;
 use crate::{
     case::RuntimeCase,
-    lab::{Lab, bundle},
+    lab::{Lab, bundle, eventually},
 };
 
 pub const SCENARIOS: &[Scenario] = &[
@@ -99,10 +99,9 @@ fn bad_entrypoint(lab: &Lab, case: &RuntimeCase) {
     if !case.is_runc() {
         container.task("delete", &["--force"]);
     }
-    assert!(
-        daemon.shim(container.id()).is_none(),
-        "its shim is still there"
-    );
+    eventually("the end of the shim", || {
+        daemon.shim(container.id()).is_none().then_some(())
+    });
     assert!(
         !daemon.bundle(container.id()).exists(),
         "its bundle is still there"
