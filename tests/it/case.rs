@@ -1,0 +1,182 @@
+//! The runtimes that every scenario is run with: Go's shim as the measure, and ours with each runtime and platform.
+
+use std::{
+    collections::BTreeMap,
+    env, fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use crate::lab::{
+    daemon::{Options, Version},
+    keeper,
+    packages::Suite,
+};
+
+/// What runs the containers underneath the shim; it decides what a test may expect.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Runtime {
+    Runc,
+    Runsc,
+}
+
+/// A shim with a runtime on a daemon.
+#[derive(Clone, Debug)]
+pub struct RuntimeCase {
+    /// How the names of its trials begin.
+    pub name: String,
+    pub runtime: Runtime,
+    /// The shim under test, as opposed to the one it is measured by.
+    pub ours: bool,
+    /// The pool's entry in the node configuration, within its braces.
+    pool: String,
+    options: Options,
+    flags: Vec<String>,
+}
+
+impl RuntimeCase {
+    /// The daemon that it runs on.
+    pub fn daemon(&self) -> &Options {
+        &self.options
+    }
+
+    /// What `ctr run` has to be told.
+    pub fn flags(&self) -> impl Iterator<Item = &str> {
+        self.flags.iter().map(String::as_str)
+    }
+
+    /// The name under which the shim looks for the runtime.
+    pub fn runtime_name(&self) -> &'static str {
+        match self.runtime {
+            Runtime::Runc => "runc",
+            Runtime::Runsc => "runsc",
+        }
+    }
+
+    /// The real runtime that stands behind this name.
+    pub fn runtime_program(&self) -> PathBuf {
+        self.options.programs[self.runtime_name()].clone()
+    }
+
+    /// Whether the runtime itself is runc, whose containers are the host's processes.
+    pub fn is_runc(&self) -> bool {
+        self.runtime == Runtime::Runc
+    }
+
+    /// The node configuration that our shim gets.
+    pub fn config(&self) -> String {
+        // Without CNI a sandbox has no network device to take over.
+        format!(
+            "worker:\n  defaultPool: lab\n  pools:\n    lab: {{{}}}\nshim:\n  runscFlags: [\"--network=none\"]\n",
+            self.pool
+        )
+    }
+
+    /// The same with another configuration file, or with none in the handler's options.
+    pub fn configured_by(&self, file: Option<&Path>) -> Self {
+        let mut flags = vec![BETA9.to_owned()];
+        flags.extend(file.map(|file| format!("--runtime-config-path={}", file.display())));
+        Self {
+            flags,
+            ..self.clone()
+        }
+    }
+
+    fn go(version: Version) -> Self {
+        Self {
+            name: format!("go::runc::containerd-{}", version.name()),
+            runtime: Runtime::Runc,
+            ours: false,
+            pool: String::new(),
+            options: options(version, Suite::Bookworm),
+            flags: vec!["--runtime=io.containerd.runc.v2".into()],
+        }
+    }
+
+    fn runc(version: Version) -> Self {
+        // A runsc with systrap stands by for containers that ask for gVisor.
+        Self::ours("runc", Runtime::Runc, version, Suite::Trixie, String::new())
+    }
+
+    fn gvisor(version: Version, suite: Suite, platform: &str) -> Self {
+        let pool = format!(
+            "containerRuntime: gvisor, containerRuntimeConfig: {{gvisorPlatform: {platform}}}"
+        );
+        Self::ours(
+            &format!("gvisor-{platform}"),
+            Runtime::Runsc,
+            version,
+            suite,
+            pool,
+        )
+    }
+
+    /// Our shim with a node configuration whose default pool is this one.
+    fn ours(name: &str, runtime: Runtime, version: Version, suite: Suite, pool: String) -> Self {
+        let name = format!("beta9::{name}::containerd-{}", version.name());
+        let file = PathBuf::from(keeper::WORK).join(format!("{}.yaml", name.replace("::", "-")));
+        let bare = Self {
+            name,
+            runtime,
+            ours: true,
+            pool,
+            options: options(version, suite),
+            flags: Vec::new(),
+        };
+        // Where tests are only listed there is no place for it, nor a need.
+        let _ = fs::write(&file, bare.config());
+        bare.configured_by(Some(&file))
+    }
+}
+
+/// How ctr names our shim.
+const BETA9: &str = "--runtime=io.containerd.beta9.v2";
+
+/// The value of BETA9_SHIM that leaves our cases out.
+const NONE: &str = "none";
+
+/// The cases that this machine can run: a daemon that was not fetched, or a shim that does not answer, has none.
+pub fn all() -> Vec<RuntimeCase> {
+    let versions = Version::ALL.into_iter().filter(|version| version.is_here());
+    let ours = shim() != Path::new(NONE) && shim_answers().is_ok();
+    let mut cases = Vec::new();
+    for version in versions {
+        cases.push(RuntimeCase::go(version));
+        if ours {
+            cases.push(RuntimeCase::runc(version));
+            cases.push(RuntimeCase::gvisor(version, Suite::Bookworm, "ptrace"));
+            cases.push(RuntimeCase::gvisor(version, Suite::Trixie, "systrap"));
+        }
+    }
+    cases
+}
+
+/// The shim under test: BETA9_SHIM names another than the one cargo built for this run, and `none` leaves our cases out.
+pub fn shim() -> PathBuf {
+    env::var_os("BETA9_SHIM").map_or_else(
+        || env!("CARGO_BIN_EXE_containerd-shim-beta9-v2").into(),
+        PathBuf::from,
+    )
+}
+
+/// Whether the shim under test can be run at all; without this a broken one would pass by having no cases.
+pub fn shim_answers() -> Result<(), String> {
+    let shim = shim();
+    if shim == Path::new(NONE) {
+        return Ok(());
+    }
+    let output = Command::new(&shim).arg("-v").output();
+    match output {
+        Ok(output) if output.status.success() => Ok(()),
+        other => Err(format!("{} -v: {other:?}", shim.display())),
+    }
+}
+
+fn options(version: Version, suite: Suite) -> Options {
+    let programs = BTreeMap::from([("runc", version.runc()), ("runsc", suite.program("runsc"))]);
+    Options {
+        version,
+        programs,
+        config: None,
+    }
+}

@@ -1,0 +1,350 @@
+//! A containerd of the lab's own: its root, state, sockets, configuration and PATH, and its life from start over restarts to
+//! the end, when it says what was left behind in it.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    os::unix::{fs::symlink, net::UnixStream, process::CommandExt},
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    sync::Mutex,
+    thread,
+    time::{Duration, Instant},
+};
+
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+
+use super::{
+    command::{self, Output, Running},
+    events::Events,
+    eventually,
+    image::Image,
+    keeper, leaks, lock,
+    packages::Suite,
+    process::{self, Process},
+};
+
+/// How long one call of ctr may take unless its test says otherwise.
+const CALL: Duration = Duration::from_secs(60);
+
+/// The containerd versions that Debian ships.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Version {
+    /// 1.6.20
+    V1_6,
+    /// 1.7.24
+    V1_7,
+    /// 2.1.9
+    V2_1,
+}
+
+impl Version {
+    pub const ALL: [Self; 3] = [Self::V1_6, Self::V1_7, Self::V2_1];
+
+    /// As in the names of tests.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::V1_6 => "1.6",
+            Self::V1_7 => "1.7",
+            Self::V2_1 => "2.1",
+        }
+    }
+
+    /// Whether its packages were fetched.
+    pub fn is_here(self) -> bool {
+        self.suite().find("containerd").is_some()
+    }
+
+    /// The runc of the same release, or else Debian 12's.
+    pub fn runc(self) -> PathBuf {
+        self.suite()
+            .find("runc")
+            .unwrap_or_else(|| Suite::Bookworm.program("runc"))
+    }
+
+    fn suite(self) -> Suite {
+        match self {
+            Self::V1_6 => Suite::Bookworm,
+            Self::V1_7 => Suite::Trixie,
+            Self::V2_1 => Suite::Sid,
+        }
+    }
+
+    /// Plugins that would touch the host, or that take time nobody here needs.
+    fn disabled_plugins(self) -> &'static [&'static str] {
+        match self {
+            Self::V1_6 => &["io.containerd.internal.v1.opt", "io.containerd.grpc.v1.cri"],
+            Self::V1_7 => &[
+                "io.containerd.internal.v1.opt",
+                "io.containerd.grpc.v1.cri",
+                "io.containerd.nri.v1.nri",
+            ],
+            Self::V2_1 => &[
+                "io.containerd.internal.v1.opt",
+                "io.containerd.grpc.v1.cri",
+                "io.containerd.cri.v1.images",
+                "io.containerd.cri.v1.runtime",
+                "io.containerd.nri.v1.nri",
+            ],
+        }
+    }
+}
+
+/// What distinguishes one daemon from another. Trials with equal options share one.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Options {
+    pub version: Version,
+    /// Programs that the daemon and its shims find under these names, besides its own and the shims.
+    pub programs: BTreeMap<&'static str, PathBuf>,
+    /// The node's configuration, which shims find through BETA9_SHIM_CONFIG.
+    pub config: Option<String>,
+}
+
+/// A containerd and the places that it has to itself.
+pub struct Daemon {
+    namespace: String,
+    dir: PathBuf,
+    options: Options,
+    process: Mutex<Option<Child>>,
+    events: Events,
+}
+
+impl Daemon {
+    /// Starts a daemon in a directory of its own below `house`, with the lab's image imported. Its name is its containerd namespace.
+    pub fn start(house: &Path, name: &str, options: &Options, image: &Image) -> Self {
+        let daemon = Self {
+            namespace: name.into(),
+            dir: house.join(name),
+            options: options.clone(),
+            process: Mutex::new(None),
+            events: Events::default(),
+        };
+        daemon.furnish();
+        daemon.resume();
+        daemon
+            .ctr(&["images", "import", image.archive().to_str().unwrap()])
+            .success();
+        daemon
+    }
+
+    /// Ends the daemon with this signal and waits until it is gone. Containers keep running.
+    pub fn end(&self, signal: Signal) {
+        self.events.stop();
+        if let Some(mut child) = lock(&self.process).take() {
+            let _ = kill(Pid::from_raw(i32::try_from(child.id()).unwrap()), signal);
+            eventually("the end of containerd", || child.try_wait().unwrap());
+        }
+    }
+
+    /// Starts a daemon that was ended, on the state that it left.
+    pub fn resume(&self) {
+        let log = fs::File::options()
+            .create(true)
+            .append(true)
+            .open(self.log())
+            .unwrap();
+        let mut command = self.command("containerd");
+        command
+            .arg("--config")
+            .arg(self.dir.join("config.toml"))
+            .process_group(0)
+            .stdin(Stdio::null())
+            .stdout(log.try_clone().unwrap())
+            .stderr(log);
+        *lock(&self.process) = Some(command.spawn().unwrap());
+        eventually("containerd's socket", || {
+            UnixStream::connect(self.socket()).ok()
+        });
+        // At once: a shim that waited for the daemon does not wait for us.
+        self.events.listen(self);
+        eventually("an answer of containerd", || {
+            (self.ctr(&["version"]).code == 0).then_some(())
+        });
+        self.ctr(&["namespaces", "create", &self.namespace]);
+        self.events.settle(self);
+    }
+
+    /// The namespace that everything of this daemon is in; cgroups and runtime roots carry it as well.
+    pub fn namespace(&self) -> &str {
+        &self.namespace
+    }
+
+    /// What it published since its first start.
+    pub fn events(&self) -> &Events {
+        &self.events
+    }
+
+    /// One call of ctr.
+    pub fn ctr(&self, arguments: &[&str]) -> Output {
+        self.ctr_with(arguments, b"")
+    }
+
+    /// One call of ctr with something to read.
+    pub fn ctr_with(&self, arguments: &[&str], input: &[u8]) -> Output {
+        self.ctr_start(arguments, input).finish(CALL)
+    }
+
+    /// A call of ctr that goes on while the test does something else.
+    pub fn ctr_start(&self, arguments: &[&str], input: &[u8]) -> Running {
+        command::start(&mut self.ctr_command(arguments), Some(input))
+    }
+
+    /// ctr of the daemon's own version, addressed to it.
+    pub fn ctr_command(&self, arguments: &[&str]) -> Command {
+        let mut command = self.command("ctr");
+        command
+            .args([
+                "--address",
+                self.socket().to_str().unwrap(),
+                "--namespace",
+                &self.namespace,
+            ])
+            .args(arguments);
+        command
+    }
+
+    /// The server of the shim that was started for this id.
+    pub fn shim(&self, id: &str) -> Option<Process> {
+        self.shims()
+            .into_iter()
+            .find(|shim| shim.argument("-id") == Some(id))
+    }
+
+    /// The servers of all shims that this daemon started and that are still alive.
+    pub fn shims(&self) -> Vec<Process> {
+        let socket = self.socket();
+        let ours = |process: &Process| {
+            process.argument("-address") == socket.to_str()
+                && process.argument("-namespace") == Some(&self.namespace)
+        };
+        process::descendants(Pid::from_raw(keeper::pid()))
+            .into_iter()
+            .filter(ours)
+            .collect()
+    }
+
+    /// The directory that containerd keeps for a running container.
+    pub fn bundle(&self, id: &str) -> PathBuf {
+        self.dir
+            .join("state/io.containerd.runtime.v2.task")
+            .join(&self.namespace)
+            .join(id)
+    }
+
+    /// How many events of this topic shims have handed to the daemon since its first start, whoever listened.
+    pub fn forwarded(&self, topic: &str) -> usize {
+        let log = String::from_utf8_lossy(&fs::read(self.log()).unwrap_or_default()).into_owned();
+        let topic = format!("topic={topic} ");
+        log.lines()
+            .filter(|line| line.contains("event forwarded") && line.contains(&topic))
+            .count()
+    }
+
+    /// The last lines of its log, under a heading.
+    pub fn log_tail(&self, count: usize) -> String {
+        let log = fs::read(self.log()).unwrap_or_default();
+        let log = String::from_utf8_lossy(&log);
+        let lines: Vec<_> = log
+            .lines()
+            .filter(|line| !line.contains("level=trace") && !line.contains("loading plugin"))
+            .collect();
+        format!(
+            "--- log of containerd {} {}\n{}\n",
+            self.options.version.name(),
+            self.namespace,
+            lines[lines.len().saturating_sub(count)..].join("\n")
+        )
+    }
+
+    /// Ends the daemon and returns what is left of its containers, each in words.
+    pub fn close(&self) -> Vec<String> {
+        // A shim may take a moment to go after its last container; only what stays is a leak.
+        let begin = Instant::now();
+        while !self.shims().is_empty() && begin.elapsed() < Duration::from_secs(5) {
+            thread::sleep(Duration::from_millis(20));
+        }
+        let mut leaks: Vec<_> = self
+            .shims()
+            .iter()
+            .map(|shim| format!("shim {}", shim.command.join(" ")))
+            .collect();
+        self.end(Signal::SIGTERM);
+        leaks.extend(leaks::of_daemon(&self.dir, &self.namespace));
+        leaks
+    }
+
+    fn furnish(&self) {
+        let bin = self.dir.join("bin");
+        fs::create_dir_all(&bin).unwrap();
+        let suite = self.options.version.suite();
+        let mut programs = BTreeMap::from([
+            ("containerd", suite.program("containerd")),
+            ("ctr", suite.program("ctr")),
+            (
+                "containerd-shim-runc-v2",
+                suite.program("containerd-shim-runc-v2"),
+            ),
+            ("containerd-shim-beta9-v2", crate::case::shim()),
+        ]);
+        programs.extend(self.options.programs.clone());
+        for (name, path) in programs {
+            symlink(path, bin.join(name)).unwrap();
+        }
+        if let Some(config) = &self.options.config {
+            fs::write(self.config(), config).unwrap();
+        }
+        let dir = self.dir.display();
+        let disabled = self.options.version.disabled_plugins();
+        let config = format!(
+            "version = 2\nroot = '{dir}/root'\nstate = '{dir}/state'\ndisabled_plugins = {disabled:?}\n\
+             [grpc]\naddress = '{dir}/sock'\n[ttrpc]\naddress = '{dir}/ttrpc'\n[debug]\nlevel = 'trace'\n"
+        );
+        fs::write(self.dir.join("config.toml"), config).unwrap();
+    }
+
+    /// A program of the daemon's PATH, with the environment that daemon and clients have.
+    fn command(&self, program: &str) -> Command {
+        let bin = self.dir.join("bin");
+        let mut command = Command::new(bin.join(program));
+        command
+            .env_clear()
+            .env(
+                "PATH",
+                format!("{}:/usr/sbin:/usr/bin:/sbin:/bin", bin.display()),
+            )
+            .env("CONTAINERD_NAMESPACE", &self.namespace);
+        if self.options.config.is_some() {
+            command.env("BETA9_SHIM_CONFIG", self.config());
+        }
+        command
+    }
+
+    fn socket(&self) -> PathBuf {
+        self.dir.join("sock")
+    }
+
+    fn config(&self) -> PathBuf {
+        self.dir.join("beta9.yaml")
+    }
+
+    fn log(&self) -> PathBuf {
+        self.dir.join("log")
+    }
+}
+
+impl Drop for Daemon {
+    /// The way out of a trial that failed.
+    fn drop(&mut self) {
+        self.events.stop();
+        if let Some(mut child) = lock(&self.process).take() {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+        for shim in self.shims() {
+            let _ = kill(Pid::from_raw(shim.pid), Signal::SIGKILL);
+        }
+    }
+}

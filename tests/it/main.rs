@@ -1,0 +1,43 @@
+//! The integration tests: one program that keeps a house of its own, runs every scenario in it against real daemons and
+//! runtimes, and fails if anything is left when they are done.
+//!
+//! It runs as two processes. The keeper (`lab::keeper`) has the mount namespace and inherits every orphan; the tests run in
+//! its child, so that the children of the tests are theirs alone to wait for.
+
+// Tests end by panicking; clippy's exception for tests covers only functions under #[test], which this harness does not use.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+mod case;
+mod lab;
+mod scenarios;
+
+use std::process::ExitCode;
+
+use libtest_mimic::Arguments;
+
+/// Trials that run side by side unless `--test-threads` says otherwise: most of a trial is waiting for somebody else.
+const THREADS: usize = 2;
+
+fn main() -> ExitCode {
+    let mut arguments = Arguments::from_args();
+    if arguments.list {
+        let (house, cases) = (lab::House::new(), case::all());
+        return libtest_mimic::run(&arguments, scenarios::trials(&house, &cases)).exit_code();
+    }
+    if let Some(code) = lab::keeper::keep() {
+        return code;
+    }
+
+    arguments.test_threads.get_or_insert(THREADS);
+    let house = lab::House::new();
+    let conclusion = libtest_mimic::run(&arguments, scenarios::trials(&house, &case::all()));
+    let leaks = house.close();
+    for leak in &leaks {
+        eprintln!("left behind: {leak}");
+    }
+    if conclusion.has_failed() || !leaks.is_empty() {
+        ExitCode::from(101)
+    } else {
+        ExitCode::SUCCESS
+    }
+}

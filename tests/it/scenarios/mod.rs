@@ -1,0 +1,64 @@
+//! What a shim has to do, as a user of containerd sees it. Each function is one sentence about behaviour and runs with every
+//! case; where a runtime differs with reason, the function says so.
+
+mod choice;
+mod exec;
+mod faults;
+mod hang;
+mod io;
+mod life;
+mod limits;
+mod outage;
+mod run;
+mod signals;
+mod terminal;
+
+use std::sync::Arc;
+
+use libtest_mimic::{Failed, Trial};
+
+use crate::{
+    case::{self, RuntimeCase},
+    lab::{House, Lab},
+};
+
+/// A sentence, and the function that shows it.
+type Scenario = (&'static str, fn(&Lab, &RuntimeCase));
+
+/// What every shim has to do.
+const ALL: [&[Scenario]; 9] = [
+    run::SCENARIOS,
+    io::SCENARIOS,
+    exec::SCENARIOS,
+    signals::SCENARIOS,
+    terminal::SCENARIOS,
+    life::SCENARIOS,
+    limits::SCENARIOS,
+    outage::SCENARIOS,
+    faults::SCENARIOS,
+];
+
+/// What only ours can.
+const OURS: [&[Scenario]; 2] = [choice::SCENARIOS, hang::SCENARIOS];
+
+/// Every scenario with every case that it is for.
+pub fn trials(house: &Arc<House>, cases: &[RuntimeCase]) -> Vec<Trial> {
+    let all = ALL.into_iter().flatten().map(|scenario| (scenario, false));
+    let ours = OURS.into_iter().flatten().map(|scenario| (scenario, true));
+    let mut trials = Vec::new();
+    for (scenario, only_ours) in all.chain(ours) {
+        let meant = cases.iter().filter(|case| case.ours || !only_ours);
+        trials.extend(meant.map(|case| trial(house, case, *scenario)));
+    }
+    trials.push(Trial::test("beta9::the shim under test answers", || {
+        case::shim_answers().map_err(Failed::from)
+    }));
+    trials
+}
+
+fn trial(house: &Arc<House>, case: &RuntimeCase, (sentence, show): Scenario) -> Trial {
+    let (house, case) = (Arc::clone(house), case.clone());
+    Trial::test(format!("{}::{sentence}", case.name), move || {
+        Lab::trial(house, |lab| show(lab, &case)).map_err(Failed::from)
+    })
+}

@@ -1,0 +1,137 @@
+#!/bin/sh
+# Unpacks the Debian packages that the tests run against under target/lab/<suite>/, and changes nothing else on the machine.
+#
+#   tests/lab/fetch.sh                             what `make test` needs
+#   tests/lab/fetch.sh trixie/containerd sid/runc  these as well, whichever suite they are from
+#
+# The archive's address is the one in the machine's own apt sources; lists, cache and package state are private to target/lab.
+# What is there already is not fetched again: sid floats, so a run keeps what it began with. `rm -r target/lab` starts anew.
+set -eu
+
+readonly USUAL="bookworm/containerd bookworm/runc bookworm/runsc bookworm/busybox-static trixie/runsc"
+readonly TRIES=4
+readonly LIBRARIES="$(uname -m)-linux-gnu"
+
+cd "$(dirname "$0")/../.."
+readonly LAB="$PWD/target/lab"
+
+die() {
+    echo "fetch: $*" >&2
+    exit 1
+}
+
+# The archive that serves this machine's own Debian release, whatever mirror that is.
+archive() {
+    release=$(. /etc/os-release && echo "${VERSION_CODENAME:-}")
+    mkdir -p "$LAB/.apt/none/partial"
+    apt-get indextargets --no-release-info -o Dir::State::Lists="$LAB/.apt/none" \
+        --format '$(RELEASE) $(COMPONENT) $(REPO_URI)' 'Created-By: Packages' |
+        awk -v release="$release" '$2 == "main" && ($1 == release || $1 == "stable" || $1 == "testing" || $1 == "unstable") { print $3; exit }'
+}
+
+# apt for one suite, with every place it reads or writes under target/lab/.apt/<suite>.
+apt() {
+    suite=$1
+    state="$LAB/.apt/$suite"
+    shift
+    DEBIAN_FRONTEND=noninteractive apt-get -qq \
+        -o Dir::Etc::SourceList="$state/sources.list" -o Dir::Etc::SourceParts=/dev/null \
+        -o Dir::Etc::Preferences=/dev/null -o Dir::Etc::PreferencesParts=/dev/null \
+        -o Dir::State="$state" -o Dir::State::Lists="$state/lists" -o Dir::State::status="$state/status" \
+        -o Dir::Cache="$state/cache" -o APT::Sandbox::User=root \
+        -o Acquire::Retries=3 -o Acquire::Languages=none -o Acquire::http::Timeout=30 "$@"
+}
+
+# The suite's package lists; apt-get exits 0 when it could not get them, unless told that any error counts.
+update() {
+    suite=$1
+    state="$LAB/.apt/$suite"
+    uri=$(archive)
+    [ -n "$uri" ] || die "no Debian archive among this machine's apt sources (apt-get indextargets lists them)"
+    mkdir -p "$state/lists/partial" "$state/cache/archives/partial"
+    : >"$state/status"
+    keyring=/usr/share/keyrings/debian-archive-keyring.gpg
+    [ -r "$keyring" ] && signed="[signed-by=$keyring]" || signed=
+    echo "deb $signed $uri $suite main" >"$state/sources.list"
+    apt "$suite" -o APT::Update::Error-Mode=any update
+}
+
+# Runs a command up to TRIES times, each failure followed by a longer pause.
+persist() {
+    try=1
+    until "$@"; do
+        [ "$try" -lt "$TRIES" ] || return 1
+        sleep "$((try * try))"
+        try=$((try + 1))
+    done
+}
+
+# The package's file, downloaded into a folder of its own. Stale lists are the usual reason for a refusal, so the next try renews them.
+download() {
+    suite=$1 package=$2 into=$3
+    current="$LAB/.apt/$suite/current"
+    if [ ! -e "$current" ]; then
+        update "$suite" || return 1
+        touch "$current"
+    fi
+    (cd "$into" && apt "$suite" download "$package/$suite") && return 0
+    rm -f "$current"
+    return 1
+}
+
+# The stamp is the last thing written: what was cut off in the middle is done again.
+unpack() {
+    suite=$1 package=$2
+    stamp="$LAB/$suite/.fetched/$package"
+    if [ ! -s "$stamp" ]; then
+        into="$LAB/.apt/$suite/$package"
+        rm -rf "$into"
+        mkdir -p "$into" "$LAB/$suite/.fetched"
+        persist download "$suite" "$package" "$into" || die "could not download $package of $suite after $TRIES tries; apt's messages are above"
+        deb=$(echo "$into"/*.deb)
+        dpkg-deb -x "$deb" "$LAB/$suite" || die "$package of $suite is damaged: $deb"
+        version=$(dpkg-deb -f "$deb" Version)
+        rm -rf "$into"
+        (adapt "$suite" "$package")
+        echo "$version" >"$stamp"
+    fi
+    echo "$suite/$package $(cat "$stamp")"
+}
+
+# What a package needs from its own suite in order to run on this release: nothing if it is static or its libc's symbols are old enough.
+adapt() {
+    case "$1/$2" in
+    bookworm/criu)
+        for library in libbsd0 libnet1 libnftables1 libnftnl11 libmnl0 libjansson4 libnl-3-200 libprotobuf-c1; do
+            (unpack bookworm "$library") >&2
+        done
+        (unpack bookworm patchelf) >&2
+        patchelf --force-rpath --set-rpath "$LAB/bookworm/usr/lib/$LIBRARIES:$LAB/bookworm/lib/$LIBRARIES" "$LAB/bookworm/usr/sbin/criu"
+        ;;
+    trixie/runc | sid/runc)
+        for library in libc6 libseccomp2; do
+            (unpack "$1" "$library") >&2
+        done
+        (unpack bookworm patchelf) >&2
+        loader=$(find "$LAB/$1" -path "*$LIBRARIES/ld-linux*" | head -n 1)
+        [ -n "$loader" ] || die "libc6 of $1 holds no loader"
+        for binary in "$LAB/$1/usr/sbin/runc" "$LAB/$1/usr/bin/runc"; do
+            [ ! -f "$binary" ] || patchelf --set-interpreter "$loader" --force-rpath --set-rpath "${loader%/*}" "$binary"
+        done
+        ;;
+    esac
+}
+
+patchelf() {
+    "$LAB/bookworm/usr/bin/patchelf" "$@" || die "patchelf $* failed"
+}
+
+mkdir -p "$LAB/.apt"
+exec 9>"$LAB/.apt/lock"
+flock 9
+for item in $USUAL "$@"; do
+    case "$item" in
+    */*) unpack "${item%%/*}" "${item#*/}" ;;
+    *) die "expected SUITE/PACKAGE, got '$item'" ;;
+    esac
+done
