@@ -4,7 +4,7 @@ CARGO ?= cargo
 HOST := $(shell rustc --print host-tuple)
 export BETA9_SHIM ?= $(CURDIR)/target/$(HOST)/release/containerd-shim-beta9-v2
 
-.PHONY: all test lint clean
+.PHONY: all demo test lint clean
 
 all:
 	$(CARGO) build --quiet --release
@@ -22,3 +22,6 @@ lint:
 
 clean:
 	$(CARGO) clean
+
+demo: all
+	@demo/run.sh

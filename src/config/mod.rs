@@ -10,6 +10,7 @@
 pub mod file;
 pub mod options;
 pub mod tree;
+mod yaml;
 
 use std::collections::BTreeMap;
 use std::fmt;

@@ -7,19 +7,10 @@
 use std::borrow::Cow;
 use std::fmt;
 
-use serde::de::{Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
-use serde_saphyr::Spanned;
-
-use super::{ConfigError, quote};
+use super::{ConfigError, quote, yaml};
 
 /// No configuration is larger; what is, is a mistake or an attack.
 pub const MAX_BYTES: u64 = 1 << 20;
-/// Far deeper than any configuration of ours, far shallower than the stack.
-const MAX_DEPTH: usize = 24;
-/// Aliases, and the events they may repeat: plenty for a human, nothing for a "billion laughs".
-const MAX_ALIASES: usize = 500;
-const MAX_ALIAS_EVENTS: usize = 10_000;
-
 /// A place in a configuration; line and column start at 1, and 0 means unknown.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct At {
@@ -29,14 +20,27 @@ pub struct At {
     pub column: u64,
 }
 
-#[derive(Debug, Default)]
-struct Node {
-    at: At,
-    value: Value,
+/// A value and where it stands.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Node {
+    pub(super) at: At,
+    pub(super) value: Value,
 }
 
-#[derive(Debug, Default)]
-enum Value {
+impl Node {
+    /// How many nodes it consists of.
+    pub(super) fn count(&self) -> usize {
+        1 + match &self.value {
+            Value::List(nodes) => nodes.iter().map(Self::count).sum(),
+            Value::Table(entries) => entries.iter().map(|entry| entry.node.count()).sum(),
+            _ => 0,
+        }
+    }
+}
+
+/// What a node says.
+#[derive(Clone, Debug, Default)]
+pub(super) enum Value {
     #[default]
     Null,
     Bool(bool),
@@ -47,16 +51,17 @@ enum Value {
     Table(Vec<Entry>),
 }
 
-#[derive(Debug)]
-struct Entry {
-    key: String,
-    at: At,
-    node: Node,
+/// A key of a table, and what stands under it.
+#[derive(Clone, Debug)]
+pub(super) struct Entry {
+    pub(super) key: String,
+    pub(super) at: At,
+    pub(super) node: Node,
 }
 
 impl Value {
     /// Shows the value in an error: short, escaped, whatever it is.
-    fn show(&self) -> Cow<'static, str> {
+    pub(super) fn show(&self) -> Cow<'static, str> {
         match self {
             Self::Null => "nothing".into(),
             Self::Bool(b) => if *b { "true" } else { "false" }.into(),
@@ -78,27 +83,16 @@ pub struct Document {
 impl Document {
     /// Reads YAML; `origin` names it in errors. An empty text is an empty table.
     pub fn yaml(origin: &str, text: &str) -> Result<Self, ConfigError> {
-        let options = serde_saphyr::options! {
-            budget: serde_saphyr::budget! { max_depth: MAX_DEPTH, max_aliases: MAX_ALIASES },
-            alias_limits: serde_saphyr::alias_limits! { max_total_replayed_events: MAX_ALIAS_EVENTS },
-            with_snippet: false,
-        };
-        match serde_saphyr::from_str_with_options::<Node>(text, options) {
+        match yaml::parse(text) {
             Ok(root) => Ok(Self {
                 origin: origin.to_owned(),
                 root,
             }),
-            Err(error) => {
-                let at = error.location().map(At::from).unwrap_or_default();
-                let message = error.without_snippet().to_string();
-                // The crate appends the place to its message; ours stands in front of it.
-                let message = message.split(" at line ").next().unwrap_or_default();
-                Err(ConfigError::at(
-                    origin,
-                    at,
-                    format!("not valid YAML: {message}"),
-                ))
-            }
+            Err(error) => Err(ConfigError::at(
+                origin,
+                error.at,
+                format!("not valid YAML: {}", error.message),
+            )),
         }
     }
 
@@ -395,15 +389,6 @@ impl At {
     }
 }
 
-impl From<serde_saphyr::Location> for At {
-    fn from(location: serde_saphyr::Location) -> Self {
-        Self {
-            line: location.line(),
-            column: location.column(),
-        }
-    }
-}
-
 impl Value {
     fn table(table: toml::de::DeTable<'_>, text: &str) -> Self {
         let entry = |(key, value): (
@@ -435,104 +420,5 @@ impl Value {
             DeValue::Table(table) => Self::table(table, text),
         };
         Node { at, value }
-    }
-}
-
-impl<'de> Deserialize<'de> for Node {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let spanned = Spanned::<Value>::deserialize(deserializer)?;
-        Ok(Self {
-            at: spanned.referenced.into(),
-            value: spanned.value,
-        })
-    }
-}
-
-impl<'de> Deserialize<'de> for Value {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_any(ValueVisitor)
-    }
-}
-
-struct ValueVisitor;
-
-impl<'de> Visitor<'de> for ValueVisitor {
-    type Value = Value;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("a value")
-    }
-
-    fn visit_unit<E>(self) -> Result<Value, E> {
-        Ok(Value::Null)
-    }
-
-    fn visit_none<E>(self) -> Result<Value, E> {
-        Ok(Value::Null)
-    }
-
-    fn visit_some<D: Deserializer<'de>>(self, deserializer: D) -> Result<Value, D::Error> {
-        Value::deserialize(deserializer)
-    }
-
-    fn visit_bool<E>(self, flag: bool) -> Result<Value, E> {
-        Ok(Value::Bool(flag))
-    }
-
-    fn visit_i64<E>(self, number: i64) -> Result<Value, E> {
-        Ok(Value::Number(number.to_string()))
-    }
-
-    fn visit_u64<E>(self, number: u64) -> Result<Value, E> {
-        Ok(Value::Number(number.to_string()))
-    }
-
-    fn visit_i128<E>(self, number: i128) -> Result<Value, E> {
-        Ok(Value::Number(number.to_string()))
-    }
-
-    fn visit_u128<E>(self, number: u128) -> Result<Value, E> {
-        Ok(Value::Number(number.to_string()))
-    }
-
-    fn visit_f64<E>(self, number: f64) -> Result<Value, E> {
-        Ok(Value::Number(number.to_string()))
-    }
-
-    fn visit_str<E>(self, text: &str) -> Result<Value, E> {
-        Ok(Value::Text(text.to_owned()))
-    }
-
-    fn visit_string<E>(self, text: String) -> Result<Value, E> {
-        Ok(Value::Text(text))
-    }
-
-    /// `!!binary`: not ours, but a file may hold it where we look past it.
-    fn visit_bytes<E>(self, bytes: &[u8]) -> Result<Value, E> {
-        Ok(Value::Text(String::from_utf8_lossy(bytes).into_owned()))
-    }
-
-    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Value, A::Error> {
-        let mut nodes = Vec::new();
-        while let Some(node) = seq.next_element()? {
-            nodes.push(node);
-        }
-        Ok(Value::List(nodes))
-    }
-
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Value, A::Error> {
-        let mut entries = Vec::new();
-        while let Some(key) = map.next_key::<Node>()? {
-            let name = match key.value {
-                Value::Text(text) | Value::Number(text) => text,
-                other => other.show().into_owned(),
-            };
-            entries.push(Entry {
-                key: name,
-                at: key.at,
-                node: map.next_value()?,
-            });
-        }
-        Ok(Value::Table(entries))
     }
 }

@@ -193,6 +193,8 @@ pub(super) struct Container {
     /// The runtime has deleted the container; only the init's end is still to come.
     removed: Option<Reply<Deleted>>,
     init_claim: Option<Claim>,
+    /// Tells the task that starts the init that it is over already.
+    ended_in_start: Option<oneshot::Sender<()>>,
     mailbox: mpsc::UnboundedSender<Message>,
     messages: mpsc::UnboundedReceiver<Message>,
 }
@@ -234,6 +236,7 @@ impl Container {
             waiting: VecDeque::new(),
             removed: None,
             init_claim: Some(init_claim),
+            ended_in_start: None,
             mailbox,
             messages,
         }
@@ -399,7 +402,22 @@ impl Container {
             return false;
         }
         let (runtime, streams) = (self.runtime.clone(), self.held_streams.take());
-        self.report(async move { Report::Started(runtime.start(streams).await, reply) });
+        let (tell, ended) = oneshot::channel();
+        self.ended_in_start = Some(tell);
+        self.report(async move {
+            let overdue = async {
+                match ended.await {
+                    Ok(()) => tokio::time::sleep(STRAGGLERS).await,
+                    Err(_) => std::future::pending().await,
+                }
+            };
+            let result = tokio::select! {
+                result = runtime.start(streams) => result,
+                // Nothing is left to be started, and the runtime does not notice.
+                () = overdue => Err(RuntimeError::Failed("the container ended while it was being started".into())),
+            };
+            Report::Started(result, reply)
+        });
         true
     }
 
@@ -530,6 +548,9 @@ impl Container {
             // Announced when the runtime says that it has started, or has not.
             State::Starting { ended, .. } => {
                 ended.get_or_insert(exit);
+                if let Some(tell) = self.ended_in_start.take() {
+                    let _ = tell.send(());
+                }
                 return;
             }
             State::Running { ended, .. } => drop(ended.get_or_insert(exit)),
