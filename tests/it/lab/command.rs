@@ -132,7 +132,13 @@ pub fn start(command: &mut Command, input: Option<&[u8]>) -> Running {
 
 impl Running {
     /// Waits for the end, which must come within the deadline counted from the start.
-    pub fn finish(mut self, deadline: Duration) -> Output {
+    pub fn finish(self, deadline: Duration) -> Output {
+        self.end(deadline)
+            .unwrap_or_else(|output| panic!("not done within {deadline:?}: {output:?}"))
+    }
+
+    /// Waits for the end. What had to be killed at the deadline is an error with what it left.
+    pub fn end(mut self, deadline: Duration) -> Result<Output, Output> {
         let mut late = false;
         let status = loop {
             if let Some(status) = self.child.try_wait().unwrap() {
@@ -159,8 +165,7 @@ impl Running {
             elapsed: self.begin.elapsed(),
             line: std::mem::take(&mut self.line),
         };
-        assert!(!late, "not done within {deadline:?}: {output:?}");
-        output
+        if late { Err(output) } else { Ok(output) }
     }
 
     /// Waits until the text is on standard output.

@@ -232,11 +232,8 @@ impl Container {
     }
 
     fn exists(&self) -> bool {
-        self.daemon
-            .ctr(&["containers", "list", "--quiet"])
-            .text()
-            .lines()
-            .any(|line| line == self.id)
+        let list = self.daemon.ctr_attempt(&["containers", "list", "--quiet"]);
+        list.is_some_and(|list| list.lines().any(|line| line == self.id))
     }
 }
 
@@ -247,9 +244,10 @@ impl Drop for Container {
         }
         // A paused task refuses its end; a client in the foreground may be removing it at the same time.
         for _ in 0..3 {
-            self.task("resume", &[]);
-            self.task("delete", &["--force"]);
-            self.daemon.ctr(&["containers", "delete", &self.id]);
+            self.daemon.ctr_attempt(&["tasks", "resume", &self.id]);
+            self.daemon
+                .ctr_attempt(&["tasks", "delete", "--force", &self.id]);
+            self.daemon.ctr_attempt(&["containers", "delete", &self.id]);
             if !self.exists() {
                 return;
             }
