@@ -84,15 +84,8 @@ impl Document {
     /// Reads YAML; `origin` names it in errors. An empty text is an empty table.
     pub fn yaml(origin: &str, text: &str) -> Result<Self, ConfigError> {
         match yaml::parse(text) {
-            Ok(root) => Ok(Self {
-                origin: origin.to_owned(),
-                root,
-            }),
-            Err(error) => Err(ConfigError::at(
-                origin,
-                error.at,
-                format!("not valid YAML: {}", error.message),
-            )),
+            Ok(root) => Ok(Self { origin: origin.to_owned(), root }),
+            Err(error) => Err(ConfigError::at(origin, error.at, format!("not valid YAML: {}", error.message))),
         }
     }
 
@@ -100,37 +93,19 @@ impl Document {
     pub fn toml(origin: &str, text: &str) -> Result<Self, ConfigError> {
         match toml::de::DeTable::parse(text) {
             Ok(table) => {
-                let root = Node {
-                    at: At::default(),
-                    value: Value::table(table.into_inner(), text),
-                };
-                Ok(Self {
-                    origin: origin.to_owned(),
-                    root,
-                })
+                let root = Node { at: At::default(), value: Value::table(table.into_inner(), text) };
+                Ok(Self { origin: origin.to_owned(), root })
             }
             Err(error) => {
-                let at = error
-                    .span()
-                    .map(|span| At::offset(text, span.start))
-                    .unwrap_or_default();
-                Err(ConfigError::at(
-                    origin,
-                    at,
-                    format!("not valid TOML: {}", error.message()),
-                ))
+                let at = error.span().map(|span| At::offset(text, span.start)).unwrap_or_default();
+                Err(ConfigError::at(origin, at, format!("not valid TOML: {}", error.message())))
             }
         }
     }
 
     /// The outermost table.
     pub fn root(&self) -> Result<Section<'_>, ConfigError> {
-        Item {
-            origin: &self.origin,
-            path: String::new(),
-            node: &self.root,
-        }
-        .section()
+        Item { origin: &self.origin, path: String::new(), node: &self.root }.section()
     }
 }
 
@@ -161,28 +136,18 @@ impl<'a> Section<'a> {
     pub fn section(&self, key: &str) -> Result<Section<'a>, ConfigError> {
         match self.get(key) {
             Some(item) => item.section(),
-            None => Ok(Section {
-                origin: self.origin,
-                path: self.join(key),
-                entries: &[],
-            }),
+            None => Ok(Section { origin: self.origin, path: self.join(key), entries: &[] }),
         }
     }
 
     /// Every key with its item, nulls included, in the order of the file.
     pub fn items(&self) -> impl Iterator<Item = (&'a str, Item<'a>)> + '_ {
-        self.entries
-            .iter()
-            .map(|entry| (entry.key.as_str(), self.item(entry)))
+        self.entries.iter().map(|entry| (entry.key.as_str(), self.item(entry)))
     }
 
     /// Refuses a key that is not among `known`, naming the nearest that is.
     pub fn only(&self, known: &[&str]) -> Result<(), ConfigError> {
-        let Some(entry) = self
-            .entries
-            .iter()
-            .find(|entry| !known.contains(&entry.key.as_str()))
-        else {
+        let Some(entry) = self.entries.iter().find(|entry| !known.contains(&entry.key.as_str())) else {
             return Ok(());
         };
         let advice = match nearest(&entry.key, known) {
@@ -190,45 +155,25 @@ impl<'a> Section<'a> {
             None => format!("known here: {}", known.join(", ")),
         };
         let path = self.join(quote(&entry.key).bare());
-        Err(ConfigError::at(
-            self.origin,
-            entry.at,
-            format!("unknown key {path}; {advice}"),
-        ))
+        Err(ConfigError::at(self.origin, entry.at, format!("unknown key {path}; {advice}")))
     }
 
     /// Keys that are not among `known` but look like a slip of one: (path, place, the known key).
-    pub fn slips(
-        &self,
-        known: &'static [&'static str],
-    ) -> impl Iterator<Item = (String, String, &'static str)> + '_ {
-        self.entries
-            .iter()
-            .filter(|entry| !known.contains(&entry.key.as_str()))
-            .filter_map(|entry| {
-                // Short words lie near each other by chance.
-                let near = known
-                    .iter()
-                    .find(|known| distance(&entry.key, known) <= known.len() / 4)?;
-                let place = place(self.origin, entry.at);
-                Some((self.join(quote(&entry.key).bare()), place, *near))
-            })
+    pub fn slips(&self, known: &'static [&'static str]) -> impl Iterator<Item = (String, String, &'static str)> + '_ {
+        self.entries.iter().filter(|entry| !known.contains(&entry.key.as_str())).filter_map(|entry| {
+            // Short words lie near each other by chance.
+            let near = known.iter().find(|known| distance(&entry.key, known) <= known.len() / 4)?;
+            let place = place(self.origin, entry.at);
+            Some((self.join(quote(&entry.key).bare()), place, *near))
+        })
     }
 
     fn item(&self, entry: &'a Entry) -> Item<'a> {
-        Item {
-            origin: self.origin,
-            path: self.join(&entry.key),
-            node: &entry.node,
-        }
+        Item { origin: self.origin, path: self.join(&entry.key), node: &entry.node }
     }
 
     fn join(&self, key: impl fmt::Display) -> String {
-        if self.path.is_empty() {
-            key.to_string()
-        } else {
-            format!("{}.{key}", self.path)
-        }
+        if self.path.is_empty() { key.to_string() } else { format!("{}.{key}", self.path) }
     }
 }
 
@@ -264,11 +209,7 @@ impl<'a> Item<'a> {
             Value::Null => &[],
             _ => return Err(self.refuse("a table of keys")),
         };
-        Ok(Section {
-            origin: self.origin,
-            path: self.path.clone(),
-            entries,
-        })
+        Ok(Section { origin: self.origin, path: self.path.clone(), entries })
     }
 
     /// The value as text; an empty one says nothing (Beta9 writes its unset settings so).
@@ -299,13 +240,7 @@ impl<'a> Item<'a> {
 
     /// The value as one of `choices`, an empty text being none of them.
     pub fn choice<T: Copy>(&self, choices: &[(&str, T)]) -> Result<Option<T>, ConfigError> {
-        let names = || {
-            choices
-                .iter()
-                .map(|(name, _)| *name)
-                .collect::<Vec<_>>()
-                .join(", ")
-        };
+        let names = || choices.iter().map(|(name, _)| *name).collect::<Vec<_>>().join(", ");
         let allowed = || self.refuse(format_args!("allowed; allowed: {}", names()));
         let Some(text) = self.text().map_err(|_| allowed())? else {
             return Ok(None);
@@ -321,11 +256,7 @@ impl<'a> Item<'a> {
         let Value::List(nodes) = &self.node.value else {
             return Err(self.refuse("a list"));
         };
-        let item = |(i, node)| Item {
-            origin: self.origin,
-            path: format!("{}[{i}]", self.path),
-            node,
-        };
+        let item = |(i, node)| Item { origin: self.origin, path: format!("{}[{i}]", self.path), node };
         Ok(nodes.iter().enumerate().map(item).collect())
     }
 
@@ -337,19 +268,12 @@ impl<'a> Item<'a> {
 
 /// `origin:line:column`, as far as the place is known.
 pub fn place(origin: &str, at: At) -> String {
-    if at.line == 0 {
-        origin.to_owned()
-    } else {
-        format!("{origin}:{}:{}", at.line, at.column)
-    }
+    if at.line == 0 { origin.to_owned() } else { format!("{origin}:{}:{}", at.line, at.column) }
 }
 
 /// The known key that `key` was most likely meant to be; none when nothing is near.
 pub fn nearest<'k>(key: &str, known: &[&'k str]) -> Option<&'k str> {
-    let (far, near) = known
-        .iter()
-        .map(|known| (distance(key, known), *known))
-        .min()?;
+    let (far, near) = known.iter().map(|known| (distance(key, known), *known)).min()?;
     // Half of it wrong is another word; a hostile key of megabytes is never compared in full.
     (far <= key.chars().count().max(near.len()) / 2).then_some(near)
 }
@@ -382,19 +306,13 @@ impl At {
         let line_start = before.rfind('\n').map_or(0, |newline| newline + 1);
         let line = before.bytes().filter(|byte| *byte == b'\n').count() + 1;
         let column = before[line_start..].chars().count() + 1;
-        Self {
-            line: line as u64,
-            column: column as u64,
-        }
+        Self { line: line as u64, column: column as u64 }
     }
 }
 
 impl Value {
     fn table(table: toml::de::DeTable<'_>, text: &str) -> Self {
-        let entry = |(key, value): (
-            toml::Spanned<Cow<'_, str>>,
-            toml::Spanned<toml::de::DeValue<'_>>,
-        )| Entry {
+        let entry = |(key, value): (toml::Spanned<Cow<'_, str>>, toml::Spanned<toml::de::DeValue<'_>>)| Entry {
             at: At::offset(text, key.span().start),
             key: key.into_inner().into_owned(),
             node: Self::node(value, text),
@@ -411,12 +329,7 @@ impl Value {
             DeValue::Integer(number) => Self::Number(number.as_str().to_owned()),
             DeValue::Float(number) => Self::Number(number.as_str().to_owned()),
             DeValue::Datetime(date) => Self::Number(date.to_string()),
-            DeValue::Array(items) => Self::List(
-                items
-                    .into_iter()
-                    .map(|item| Self::node(item, text))
-                    .collect(),
-            ),
+            DeValue::Array(items) => Self::List(items.into_iter().map(|item| Self::node(item, text)).collect()),
             DeValue::Table(table) => Self::table(table, text),
         };
         Node { at, value }

@@ -34,7 +34,9 @@ pub(super) fn parse(text: &str) -> Result<Node, YamlError> {
     while let Some(next) = reader.events.next() {
         match next? {
             (Event::StreamStart | Event::StreamEnd | Event::DocumentStart(..) | Event::DocumentEnd, _) => {}
-            (_, span) if root.is_some() => return Err(error(&span, "there is a second document; a configuration has one")),
+            (_, span) if root.is_some() => {
+                return Err(error(&span, "there is a second document; a configuration has one"));
+            }
             (event, span) => root = Some(reader.node(event, &span, 0)?),
         }
     }
@@ -116,7 +118,10 @@ impl<'a> Reader<'a> {
                 other => other.show().into_owned(),
             };
             if let Some(first) = known.insert(name.clone(), key.at.line) {
-                return Err(error(&span, &format!("key {} stands here a second time; the first is in line {first}", super::quote(&name))));
+                return Err(error(
+                    &span,
+                    &format!("key {} stands here a second time; the first is in line {first}", super::quote(&name)),
+                ));
             }
             entries.push(Entry { key: name, at: key.at, node });
         }
@@ -131,7 +136,11 @@ impl<'a> Reader<'a> {
 
     fn count(&mut self, nodes: usize, span: &Span) -> Result<(), YamlError> {
         self.nodes += nodes;
-        if self.nodes > MAX_NODES { Err(error(span, &format!("more than {MAX_NODES} values, aliases included"))) } else { Ok(()) }
+        if self.nodes > MAX_NODES {
+            Err(error(span, &format!("more than {MAX_NODES} values, aliases included")))
+        } else {
+            Ok(())
+        }
     }
 }
 
@@ -140,10 +149,13 @@ fn tables(node: Node) -> Option<Vec<Entry>> {
     match node.value {
         Value::Table(entries) => Some(entries),
         Value::List(nodes) => {
-            let entries: Option<Vec<_>> = nodes.into_iter().map(|node| match node.value {
-                Value::Table(entries) => Some(entries),
-                _ => None,
-            }).collect();
+            let entries: Option<Vec<_>> = nodes
+                .into_iter()
+                .map(|node| match node.value {
+                    Value::Table(entries) => Some(entries),
+                    _ => None,
+                })
+                .collect();
             Some(entries?.into_iter().flatten().collect())
         }
         _ => None,
