@@ -224,7 +224,7 @@ impl<'a> Section<'a> {
     fn item(&self, entry: &'a Entry) -> Item<'a> {
         Item {
             origin: self.origin,
-            path: self.join(&entry.key),
+            path: self.join(quote(&entry.key).bare()),
             node: &entry.node,
         }
     }
