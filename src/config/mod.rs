@@ -718,4 +718,6 @@ impl fmt::Display for Quoted<'_> {
 }
 
 #[cfg(test)]
+mod schema;
+#[cfg(test)]
 mod tests;
