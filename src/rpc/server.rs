@@ -143,3 +143,6 @@ async fn respond(writer: &Mutex<OwnedWriteHalf>, stream_id: u32, response: Respo
     };
     let _ = frame.write_to(&mut *writer.lock().await).await;
 }
+
+#[cfg(test)]
+mod tests;
