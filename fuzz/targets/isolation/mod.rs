@@ -1,9 +1,14 @@
 //! The property that invariant 7 asks for (docs/architecture.md): what a pod may not be trusted with cannot loosen what
 //! the node's configuration alone would give it.
 
-use beta9_shim::config::{Config, Pool};
+use std::sync::LazyLock;
+
+use beta9_shim::config::{
+    Annotations, CheckpointWorkloads, Config, GpuWorkloads, KvmUnavailable, Policies, Pool,
+    RunscUnavailable,
+};
 use beta9_shim::select::{
-    self, Decision, HostFacts, Moved, Refusal, RunscFact, Runtime, SpecView, Workload,
+    self, Decision, GpuEvidence, HostFacts, Moved, Refusal, RunscFact, Runtime, SpecView, Workload,
 };
 use libfuzzer_sys::arbitrary::{self, Arbitrary};
 
@@ -25,14 +30,17 @@ const NAMES: [&str; 9] = [
     "plain", "secure", "kvm", "gpu", "class", "criu", "debug", "gpu-runc", "silent",
 ];
 
+static CONFIG: LazyLock<Config> =
+    LazyLock::new(|| Config::from_yaml("node.yaml", POOLS).expect("a valid configuration"));
+
 /// A node: which pool its handler pins, its policies, and what its host has.
 #[derive(Debug, Arbitrary)]
 pub struct Node {
     pool: u8,
     gpu: u8,
     checkpoint: u8,
-    kvm_fails: bool,
-    runsc_falls_back: bool,
+    kvm: u8,
+    runsc: u8,
     has_runsc: bool,
     knows_nvproxy: bool,
     has_kvm: bool,
@@ -41,19 +49,19 @@ pub struct Node {
 
 impl Node {
     fn config(&self) -> Config {
-        let gpu = ["nvproxy", "runc", "reject"][usize::from(self.gpu % 3)];
-        let checkpoint = ["runc", "native", "reject"][usize::from(self.checkpoint % 3)];
-        let kvm = if self.kvm_fails { "fail" } else { "systrap" };
-        let runsc = if self.runsc_falls_back {
-            "runc"
-        } else {
-            "fail"
+        let policies = Policies {
+            annotations: Annotations::Tighten,
+            gpu_workloads: pick(GpuWorkloads::WORDS, self.gpu),
+            checkpoint_workloads: pick(CheckpointWorkloads::WORDS, self.checkpoint),
+            kvm_unavailable: pick(KvmUnavailable::WORDS, self.kvm),
+            runsc_unavailable: pick(RunscUnavailable::WORDS, self.runsc),
         };
-        let text = format!(
-            "{POOLS}\nshim: {{annotations: tighten, gpuWorkloads: {gpu}, checkpointWorkloads: {checkpoint}, \
-             kvmUnavailable: {kvm}, runscUnavailable: {runsc}}}"
-        );
-        Config::from_yaml("node.yaml", &text).expect("a valid configuration")
+        let mut config = CONFIG.clone();
+        config.policies = policies;
+        for pool in config.pools.values_mut() {
+            pool.policies = policies;
+        }
+        config
     }
 
     fn host(&self) -> HostFacts {
@@ -72,6 +80,10 @@ impl Node {
     }
 }
 
+fn pick<T: Copy>(words: &[(&str, T)], which: u8) -> T {
+    words[usize::from(which) % words.len()].1
+}
+
 /// Decides for `bare`, and for `annotated`, which is the same with annotations; panics if they loosened anything.
 pub fn hold(node: &Node, bare: &SpecView, annotated: &SpecView) {
     let (config, host) = (node.config(), node.host());
@@ -87,9 +99,13 @@ pub fn hold(node: &Node, bare: &SpecView, annotated: &SpecView) {
         Ok::<_, Refusal>(decision)
     };
     let pool = config.pool(pool).expect("one of ours");
+    let cdi = GpuEvidence::cdi(&annotated.annotations()).is_some();
     match (decide(bare), decide(annotated)) {
         (Ok(alone), Ok(after)) => {
-            assert!(is_no_loss(&alone, &after, pool), "{alone:#?}\n{after:#?}");
+            assert!(
+                is_no_loss(&alone, &after, pool, cdi),
+                "{alone:#?}\n{after:#?}"
+            );
             show(&after);
         }
         // What gVisor alone would not start, no annotation starts with runc: only the operator's settings do.
@@ -109,13 +125,14 @@ pub fn hold(node: &Node, bare: &SpecView, annotated: &SpecView) {
     }
 }
 
-fn is_no_loss(before: &Decision, after: &Decision, pool: &Pool) -> bool {
+/// A CDI annotation is a fact of the spec, as a device is; what it asks for is the policy's to give.
+fn is_no_loss(before: &Decision, after: &Decision, pool: &Pool, cdi: bool) -> bool {
     match (&before.runtime, &after.runtime) {
         (Runtime::Runc { .. }, _) => true,
         (Runtime::Gvisor(_), Runtime::Runc { .. }) => false,
         (Runtime::Gvisor(before), Runtime::Gvisor(after)) => {
             before.platform == after.platform
-                && (!after.nvproxy || before.nvproxy || pool.offers_gpu())
+                && (!after.nvproxy || before.nvproxy || cdi || pool.offers_gpu())
                 && (!after.debug || before.debug)
                 && (&before.root, &before.binary) == (&after.root, &after.binary)
         }
