@@ -39,7 +39,7 @@ ctr() { command ctr --address "$SOCKET" --namespace beta9-demo "$@"; }
 events() {
     sleep 0.3
     echo "-- events from containerd:"
-    tail -n "+$((SEEN + 1))" /run/events | awk '/\/tasks\// { sub(/^.* beta9-demo /, "   "); print }'
+    tail -n "+$((SEEN + 1))" /run/events | awk '/\/tasks\// { sub(/^.* beta9-demo /, "   "); sub(/,"bundle":.*"pid":/, ",…,\"pid\":"); print }'
     SEEN=$(wc -l </run/events)
 }
 # What the shim logged of its decisions.
@@ -82,8 +82,8 @@ say "A private containerd, with Debian's runc and runsc"
 containerd --config "$WORK/config.toml" 2>/run/containerd.log &
 until ctr version >/dev/null 2>&1; do sleep 0.1; done
 containerd --version
-runc --version | head -n 1
-runsc --version | head -n 1
+runc --version | sed -n 1p
+runsc --version | sed -n 1p
 containerd-shim-beta9-v2 -v
 ctr events >/run/events 2>&1 &
 SEEN=0
@@ -142,6 +142,7 @@ events
 say "Out of memory: in runc and in gVisor"
 for pool in "runc $NODE" "gvisor $WORK/secure.yaml"; do
     name="oom-${pool% *}"
+    echo "-- ${pool% *}:"
     code run --rm --memory-limit 67108864 --runtime-config-path "${pool#* }" "$IMAGE" "$name" sh -c 'tail /dev/zero' 2>&1 | grep -v level=
     decided "$name"
 done
@@ -158,4 +159,4 @@ code run --rm --runtime-config-path "$WORK/secure.yaml" --config "$WORK/spec/con
 events
 
 say "What is left"
-echo "shims: $(pgrep -cf containerd-shim-beta9-v2 || true), sockets: $(find /run/containerd/s -type s | wc -l), mounts of containers: $(grep -c '/rootfs ' /proc/self/mountinfo || true)"
+echo "shims: $(pgrep -cf containerd-shim-beta9-v2 || true), sockets: $(find /run/containerd/s -type s | wc -l), mounts of containers: $(grep -c ' /run/containerd/.*/rootfs ' /proc/self/mountinfo || true)"

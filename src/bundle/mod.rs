@@ -180,6 +180,7 @@ pub fn group(annotations: &Annotations) -> Option<&str> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
 
     #[test]
     fn an_id_is_safe_in_a_path_and_on_a_command_line() {
@@ -199,5 +200,16 @@ mod tests {
         assert_eq!(group(&annotations), Some("pod"));
         annotations.insert("io.containerd.runc.v2.group".into(), "mine".into());
         assert_eq!(group(&annotations), Some("mine"));
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_an_id_is_one_name(text in "[a-zA-Z0-9_./-]{0,130}|(?s).{0,20}") {
+            if let Ok(id) = Id::parse(&text) {
+                let parts: Vec<_> = Path::new(id.as_str()).components().collect();
+                prop_assert!(matches!(parts[..], [std::path::Component::Normal(_)]));
+                prop_assert!(!text.starts_with('-'));
+            }
+        }
     }
 }

@@ -80,7 +80,7 @@ pub fn unmount_all(rootfs: &Path) {
 }
 
 /// The fifth field of a line of mountinfo, unescaped (proc_pid_mountinfo(5): `\ooo` for space, tab, newline, backslash).
-fn mount_point(line: &str) -> Option<PathBuf> {
+pub fn mount_point(line: &str) -> Option<PathBuf> {
     use std::os::unix::ffi::OsStrExt;
     let mut bytes = line.split(' ').nth(4)?.bytes();
     let mut path = Vec::new();
@@ -144,7 +144,7 @@ fn within(directory: &Path, call: impl FnOnce() -> nix::Result<()>) -> nix::Resu
 
 /// fstab-style options, taken apart as mount(8) does.
 #[derive(Debug, PartialEq, Eq)]
-struct Options {
+pub struct Options {
     flags: MsFlags,
     propagation: MsFlags,
     data: Vec<String>,
@@ -208,7 +208,7 @@ impl Options {
 
     /// The file system's own options as one string, and the directory that it is relative to, if it had to be
     /// shortened. An image of many layers has more lower directories than fit into a page with their full names.
-    fn shortened(&self, kind: &str) -> Result<(Option<PathBuf>, String), MountError> {
+    pub fn shortened(&self, kind: &str) -> Result<(Option<PathBuf>, String), MountError> {
         let data = self.data.join(",");
         if data.len() <= LONGEST_OPTIONS {
             return Ok((None, data));
@@ -259,6 +259,7 @@ fn common_directory<'a>(mut paths: impl Iterator<Item = &'a str>) -> Option<Path
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
 
     fn options(list: &[&str]) -> Options {
         Options::parse(&list.iter().map(ToString::to_string).collect::<Vec<_>>())
@@ -303,6 +304,66 @@ mod tests {
         assert_eq!(mount_point(line), Some("/a b/rootfs".into()));
         for broken in ["", "1 2 3", r"1 2 3 4 /a\04"] {
             assert_eq!(mount_point(broken), None);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn no_options_make_the_parser_panic(
+            list in proptest::collection::vec("[a-z]{1,12}|r?(private|shared|slave)|lowerdir=[/a.:]{0,20}|(?s).{0,20}", 0..8),
+            layers in 0..400usize,
+            stem in "(/[a-z.]{1,8}){0,4}",
+        ) {
+            let mut list = list;
+            let lower: Vec<_> = (0..layers).map(|n| format!("{stem}/{n}/fs")).collect();
+            list.push(format!("lowerdir={}", lower.join(":")));
+            let parsed = Options::parse(&list);
+            prop_assert!(parsed.first().bits() & !parsed.flags.bits() == 0);
+            match parsed.shortened("overlay") {
+                Ok((directory, data)) => {
+                    prop_assert!(data.len() <= LONGEST_OPTIONS);
+                    prop_assert!(directory.is_none_or(|path| path.is_absolute() && path != Path::new("/")));
+                }
+                Err(error) => prop_assert!(matches!(error, MountError::TooLong { .. }), "{}", error),
+            }
+        }
+
+        #[test]
+        fn shortened_directories_are_the_same_directories(
+            layers in 100..300usize,
+            stem in "/[a-z]{20}(/[a-z]{1,8}){0,3}",
+        ) {
+            let lower: Vec<_> = (0..layers).map(|n| format!("{stem}/{n}/fs")).collect();
+            let parsed = Options::parse(&[format!("lowerdir={}", lower.join(":"))]);
+            let shortened = parsed.shortened("overlay");
+            if let Ok((directory, data)) = shortened {
+                let directory = directory.unwrap_or_else(|| "/".into());
+                let given = data.strip_prefix("lowerdir=").unwrap().split(':');
+                let given: Vec<_> = given.map(|path| directory.join(path)).collect();
+                prop_assert_eq!(given, lower.iter().map(PathBuf::from).collect::<Vec<_>>());
+            }
+        }
+
+        #[test]
+        fn no_line_makes_the_reader_panic(line in "(?s).{0,60}|1 2 3 / [/a-z0-7\\\\]{0,20} rw") {
+            let _ = mount_point(&line);
+        }
+
+        #[test]
+        fn no_target_leaves_the_root_file_system(target in "[/.a]{0,12}|(?s).{0,12}") {
+            let relative = Path::new(target.trim_start_matches('/'));
+            let inside = relative
+                .components()
+                .all(|part| matches!(part, std::path::Component::Normal(_)));
+            let request = Mount { target: target.clone(), type_: "no-such-fs".into(), ..Mount::default() };
+            // The system knows no such file system, wherever it is to be mounted.
+            match mount_one(&request, Path::new("/nonexistent/rootfs")).unwrap_err() {
+                MountError::Target(_) => prop_assert!(!inside),
+                MountError::Mount { target, .. } => {
+                    prop_assert!(inside && target.starts_with("/nonexistent/rootfs"));
+                }
+                other => return Err(TestCaseError::fail(other.to_string())),
+            }
         }
     }
 }

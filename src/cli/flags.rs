@@ -78,6 +78,8 @@ impl Flags {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
+    use std::os::unix::ffi::OsStringExt;
 
     fn parse(line: &str) -> Result<Flags, FlagError> {
         Flags::parse(line.split_whitespace().map(OsString::from))
@@ -108,5 +110,20 @@ mod tests {
     fn a_flag_that_containerd_never_passes_is_named_in_the_error() {
         assert_eq!(parse("-wat start"), Err(FlagError::Unknown("-wat".into())));
         assert_eq!(parse("-id"), Err(FlagError::NoValue("-id".into())));
+    }
+
+    proptest! {
+        #[test]
+        fn no_arguments_make_the_parser_panic(args: Vec<Vec<u8>>) {
+            let _ = Flags::parse(args.into_iter().map(OsString::from_vec));
+        }
+
+        #[test]
+        fn a_value_is_a_value_whatever_it_looks_like(id in "-{0,2}[a-z=-]{0,10}", inline: bool) {
+            let args = if inline { vec![format!("-id={id}")] } else { vec!["-id".into(), id.clone()] };
+            let args = args.into_iter().chain(["start".into()]).map(OsString::from);
+            let flags = Flags::parse(args).unwrap();
+            prop_assert_eq!((flags.id, flags.action), (id, Some("start".into())));
+        }
     }
 }

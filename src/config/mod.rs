@@ -617,4 +617,6 @@ impl fmt::Display for Quoted<'_> {
 }
 
 #[cfg(test)]
+mod schema;
+#[cfg(test)]
 mod tests;

@@ -439,6 +439,8 @@ fn anchors_and_merge_keys_work_and_bombs_do_not() {
 
 #[test]
 fn text_from_outside_is_shown_escaped_and_cut() {
+    let named = error("worker: {pools: {\"a\\nb\": {containerRuntime: x}}}");
+    assert!(named.contains(r"worker.pools.a\nb.containerRuntime"), "{named}");
     assert_eq!(quote("a\n\u{1b}[31m").to_string(), "\"a\\n\\u{1b}[31m\"");
     let long = "x".repeat(10_000);
     assert_eq!(quote(&long).bare().to_string().chars().count(), 101);

@@ -118,3 +118,6 @@ async fn respond(writer: &Mutex<OwnedWriteHalf>, stream_id: u32, response: Respo
     let frame = GenMessage { header: MessageHeader::new_response(stream_id, payload.len() as u32), payload };
     let _ = frame.write_to(&mut *writer.lock().await).await;
 }
+
+#[cfg(test)]
+mod tests;

@@ -85,8 +85,9 @@ fn last_error(log: &Path, mark: u64) -> Option<String> {
     last_error_in(&content)
 }
 
-/// As above. Records follow each other with (runc) or without (runsc) a newline; what is cut short ends the search.
-fn last_error_in(content: &[u8]) -> Option<String> {
+/// The message of the last record at level error in a runtime's log. Records follow each other with (runc) or without
+/// (runsc) a newline; what is cut short ends the search.
+pub fn last_error_in(content: &[u8]) -> Option<String> {
     #[derive(Deserialize)]
     struct Entry {
         #[serde(default)]
@@ -110,6 +111,7 @@ fn last_line(text: &[u8]) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
 
     #[test]
     fn the_last_error_of_a_log_is_the_reason() {
@@ -141,5 +143,18 @@ mod tests {
             assert!(matches!(meaning(words), NotRunning(_)), "{words}");
         }
         assert!(matches!(meaning("exec: \"nope\": executable file not found in $PATH"), Failed(_)));
+    }
+
+    proptest! {
+        #[test]
+        fn no_log_makes_the_reader_panic(content: Vec<u8>, error: String, message: String) {
+            let _ = last_error_in(&content);
+            let _ = last_line(&content);
+            let record = serde_json::json!({"level": "error", "msg": message}).to_string();
+            let expected = Some(message.trim()).filter(|message| !message.is_empty());
+            let reason = last_error_in(record.as_bytes());
+            prop_assert_eq!(reason.as_deref(), expected);
+            let _ = RuntimeError::from_words(error);
+        }
     }
 }

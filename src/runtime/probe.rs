@@ -173,6 +173,7 @@ async fn ask_kvm(reaper: &Reaper) -> Result<(), String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
 
     #[test]
     fn a_runsc_says_its_version() {
@@ -206,5 +207,14 @@ mod tests {
         assert!(answer.is_about(&path, &file));
         assert!(!Answer { changed_ns: -1, ..answer.clone() }.is_about(&path, &file));
         assert!(!answer.is_about(Path::new("/opt/runsc"), &file));
+    }
+
+    proptest! {
+        #[test]
+        fn no_words_of_a_runsc_make_the_readers_panic(said in "(runsc version )?(?s).{0,200}", flag in "-{0,2}\\PC{0,20}") {
+            prop_assert!(version(&said).is_none_or(|version| version.chars().count() <= 100));
+            let _ = knows_flag(&said, &flag);
+            prop_assert!(first_line(&said).chars().count() <= 100);
+        }
     }
 }

@@ -142,6 +142,7 @@ fn rfc3339(at: SystemTime) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
     use std::time::Duration;
 
     fn line(message: std::fmt::Arguments<'_>, value: &str) -> String {
@@ -184,5 +185,30 @@ mod tests {
     #[test]
     fn a_line_is_never_longer_than_what_a_fifo_takes_at_once() {
         assert!(line(format_args!("m"), &"ä".repeat(10_000)).len() <= LONGEST);
+    }
+
+    proptest! {
+        #[test]
+        fn no_text_makes_a_line_that_is_not_one(message in "\\PC{0,40}|(?s).{0,40}", value in "(?s).{0,5000}") {
+            let line = line(format_args!("{message}"), &value);
+            prop_assert!(line.len() <= LONGEST);
+            let body = line.strip_suffix('\n').expect("a line has an end");
+            prop_assert!(!body.contains(char::is_control), "{:?}", body);
+            // What is not cut can be taken apart again: four fields of ours, and the shim's own behind them.
+            if body.len() < LONGEST - 40 {
+                let mut quoted = false;
+                let mut escaped = false;
+                let blanks = body.chars().filter(|c| {
+                    match c {
+                        '"' if !escaped => quoted = !quoted,
+                        _ => {}
+                    }
+                    escaped = *c == '\\' && !escaped;
+                    *c == ' ' && !quoted
+                });
+                prop_assert_eq!(blanks.count(), 4, "{:?}", body);
+                prop_assert!(body.ends_with(" id=c1"));
+            }
+        }
     }
 }

@@ -57,8 +57,11 @@ impl Address {
     /// Reads what `to_string` printed, as the bundle's `address` file has it. `None` if it is not the address of a
     /// shim's socket.
     pub fn parse(text: &str) -> Option<Self> {
-        let path = Path::new(text.trim().strip_prefix("unix://")?);
-        (path.parent() == Some(Path::new(DIRECTORY))).then(|| Self(path.to_owned()))
+        let path = text.trim().strip_prefix("unix://")?;
+        let name = path.strip_prefix(DIRECTORY)?.strip_prefix('/')?;
+        // A digest in hexadecimal, and nothing that a file system reads otherwise (`..`).
+        let is_digest = name.len() == 64 && name.bytes().all(|byte| byte.is_ascii_hexdigit());
+        is_digest.then(|| Self(path.into()))
     }
 
     /// The socket's path.
@@ -117,6 +120,7 @@ impl std::fmt::Display for Address {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
 
     #[test]
     fn an_address_is_the_hash_of_containerd_namespace_and_group() {
@@ -131,6 +135,25 @@ mod tests {
     fn only_a_shims_socket_is_an_address() {
         for text in ["", "unix:///etc/passwd", "unix:///run/containerd/s/../../../etc/passwd", "/run/containerd/s/x"] {
             assert_eq!(Address::parse(text), None, "{text}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_an_address_is_a_file_in_the_directory(name in "[a-f0-9]{64}|[./a-f0-9]{0,8}|[./a-f0-9]{64}|(?s).{0,20}") {
+            if let Some(address) = Address::parse(&format!("unix://{DIRECTORY}/{name}")) {
+                let name = address.path().strip_prefix(DIRECTORY).unwrap();
+                let parts: Vec<_> = name.components().collect();
+                prop_assert!(matches!(parts[..], [std::path::Component::Normal(_)]), "{}", address);
+                prop_assert_eq!(Address::parse(&address.to_string()), Some(address));
+            }
+        }
+
+        #[test]
+        fn every_group_has_an_address_that_fits(namespace in "[a-z.]{1,20}", group in "(?s).{0,200}") {
+            let address = Address::of_group(Path::new("/run/containerd/containerd.sock"), &namespace, &group);
+            prop_assert!(address.path().as_os_str().len() < 108);
+            prop_assert_eq!(Address::parse(&address.to_string()), Some(address));
         }
     }
 }
