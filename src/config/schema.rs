@@ -105,11 +105,7 @@ fn the_schema_and_the_code_know_the_same_words() {
         words.push("");
         let mut named: Vec<Value> = words.iter().map(|word| (*word).into()).collect();
         named.push(Value::Null);
-        assert_eq!(
-            at(&root, &path)["enum"],
-            Value::Array(named.clone()),
-            "{path}"
-        );
+        assert_eq!(at(&root, &path)["enum"], Value::Array(named.clone()), "{path}");
         for word in named {
             assert!(accepts(&nested(&path, &word.to_string())), "{path}: {word}");
         }
@@ -144,26 +140,11 @@ fn the_schemas_defaults_are_the_codes() {
         ("shim.runsc", config.runsc.as_str()),
         ("shim.annotations", config.policies.annotations.word()),
         ("shim.gpuWorkloads", config.policies.gpu_workloads.word()),
-        (
-            "shim.checkpointWorkloads",
-            config.policies.checkpoint_workloads.word(),
-        ),
-        (
-            "shim.kvmUnavailable",
-            config.policies.kvm_unavailable.word(),
-        ),
-        (
-            "shim.runscUnavailable",
-            config.policies.runsc_unavailable.word(),
-        ),
-        (
-            &format!("{gvisor}.gvisorPlatform"),
-            pool.gvisor.platform.word(),
-        ),
-        (
-            &format!("{gvisor}.gvisorRoot"),
-            pool.gvisor.root.to_str().unwrap(),
-        ),
+        ("shim.checkpointWorkloads", config.policies.checkpoint_workloads.word()),
+        ("shim.kvmUnavailable", config.policies.kvm_unavailable.word()),
+        ("shim.runscUnavailable", config.policies.runsc_unavailable.word()),
+        (&format!("{gvisor}.gvisorPlatform"), pool.gvisor.platform.word()),
+        (&format!("{gvisor}.gvisorRoot"), pool.gvisor.root.to_str().unwrap()),
     ] {
         assert_eq!(default(path), expected, "{path}");
     }

@@ -38,6 +38,8 @@ const USER_LOG: &str = "user.log";
 const LONG: Duration = Duration::from_secs(120);
 /// Everything else is a question or a signal.
 const SHORT: Duration = Duration::from_secs(10);
+/// The deadline of what ends when a container does: none (tokio's own bound is 30 years as well).
+const FOREVER: Duration = Duration::from_secs(30 * 365 * 86_400);
 /// The deadline of a delete: containerd's CRI gives its whole exit handling ten seconds.
 const DELETE: Duration = Duration::from_secs(6);
 
@@ -66,8 +68,8 @@ pub struct Started {
     pub pid: i32,
     /// Its pid inside the sandbox, for a gVisor exec.
     pub inner_pid: Option<i32>,
-    /// Its exit.
-    pub exit: Claim,
+    /// Its exit, if it is that of a process of ours; else it is to be asked for (see [`Runtime::wait`]).
+    pub exit: Option<Claim>,
 }
 
 /// The three streams that a process is given; absent ones are /dev/null.
@@ -134,9 +136,9 @@ impl Runtime {
         self.kind == Kind::Runsc
     }
 
-    /// The record that this runtime was built from.
-    pub fn record(&self) -> &Record {
-        &self.record
+    /// Whether the container runs in another one's sandbox.
+    pub fn is_in_sandbox(&self) -> bool {
+        self.is_gvisor() && self.record.in_sandbox
     }
 
     /// Creates the container from its bundle, with these streams or, with a terminal, a console socket.
@@ -170,7 +172,9 @@ impl Runtime {
             self.bundle.pid(INIT_PID).ok_or_else(missing)
         });
         match pid {
-            Ok(pid) => Ok(Started { pid, inner_pid: None, exit: self.reaper.claim(pid) }),
+            // Its pid is the sandbox's, whose exit belongs to the sandbox's own container.
+            Ok(pid) if self.is_in_sandbox() => Ok(Started { pid, inner_pid: None, exit: None }),
+            Ok(pid) => Ok(Started { pid, inner_pid: None, exit: Some(self.reaper.claim(pid)) }),
             Err(error) => {
                 if let Err(left) = self.delete(true).await {
                     log::warn!(error = left.to_string().as_str(); "a failed create may have left something behind");
@@ -258,7 +262,7 @@ impl Runtime {
         self.run(args, streams, LONG).await?;
         let pid =
             self.bundle.pid(pid_file).ok_or_else(|| RuntimeError::Failed("runc exec wrote no pid file".into()))?;
-        Ok(Started { pid, inner_pid: None, exit: self.reaper.claim(pid) })
+        Ok(Started { pid, inner_pid: None, exit: Some(self.reaper.claim(pid)) })
     }
 
     /// runsc stays, as the process's stand-in, and ends with its exit code. Not with `--detach`, which only forks such
@@ -306,7 +310,29 @@ impl Runtime {
         };
         let inner_pid = self.bundle.pid(&inner_pid_file);
         self.bundle.remove(&inner_pid_file);
-        result.map(|(pid, exit)| Started { pid, inner_pid, exit })
+        result.map(|(pid, exit)| Started { pid, inner_pid, exit: Some(exit) })
+    }
+
+    /// Waits for the end of a started container in another one's sandbox, however long that takes.
+    ///
+    /// Its exit code is the container's, except when the sandbox dies, which ends its containers as SIGKILL does: runsc
+    /// says 128 then, as it does for any failure of its own.
+    ///
+    /// # Errors
+    /// runsc cannot be run. On cancel it is killed; the container is not.
+    pub async fn wait(&self, sandbox: i32) -> Result<Exit, RuntimeError> {
+        #[derive(serde::Deserialize)]
+        struct Waited {
+            #[serde(rename = "exitStatus")]
+            exit_status: u32,
+        }
+        let output = self.command(vec!["wait".into(), self.id.to_string()], Streams::Captured, FOREVER);
+        let output = output.run(&self.reaper).await?;
+        let code = match serde_json::from_slice::<Waited>(&output.stdout) {
+            Ok(waited) if waited.exit_status != 128 || self.reaper.is_claimed(sandbox) => waited.exit_status,
+            Ok(_) | Err(_) => 137,
+        };
+        Ok(Exit { code, ..output.exit })
     }
 
     /// Freezes the container; in gVisor the whole sandbox.

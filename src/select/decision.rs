@@ -156,7 +156,11 @@ impl Decision {
     pub fn passes_annotation(&self, key: &str) -> bool {
         match &self.runtime {
             Runtime::Gvisor(gvisor) if !gvisor.trusts_annotations => {
-                !key.starts_with("dev.gvisor.") || key.starts_with("dev.gvisor.spec.mount.")
+                // runsc heeds flags in annotations only if it is told to.
+                let inert = !gvisor.flags.iter().any(|flag| flag.contains("allow-flag-override"));
+                !key.starts_with("dev.gvisor.")
+                    || key.starts_with("dev.gvisor.spec.mount.")
+                    || (inert && key.starts_with("dev.gvisor.flag."))
             }
             Runtime::Gvisor(_) | Runtime::Runc { .. } => true,
         }

@@ -307,12 +307,15 @@ fn runscs_own_annotations_reach_it_only_where_they_decide_nothing() {
     let passes = |shim, pool, key| {
         decide(&config(shim), Some(pool), &annotated(""), &Workload::default(), &full()).unwrap().passes_annotation(key)
     };
-    for key in ["dev.gvisor.internal.nvproxy", "dev.gvisor.flag.network", "dev.gvisor.spec.rootfs.overlay"] {
+    assert!(passes("", "secure", "dev.gvisor.flag.network"));
+    for key in ["dev.gvisor.internal.nvproxy", "dev.gvisor.spec.cgroup-parent", "dev.gvisor.spec.rootfs.overlay"] {
         assert!(!passes("", "secure", key));
         assert!(!passes("annotations: ignore", "secure", key));
         assert!(passes("annotations: trust", "secure", key));
         assert!(passes("", "plain", key));
     }
+    let heeded = "runscFlags: [--allow-flag-override]";
+    assert!(!passes(heeded, "secure", "dev.gvisor.flag.network"));
     assert!(passes("", "secure", "dev.gvisor.spec.mount.cache.share"));
     assert!(passes("", "secure", "io.kubernetes.cri.container-type"));
 }

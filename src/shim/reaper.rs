@@ -77,12 +77,17 @@ impl Reaper {
         exit
     }
 
+    /// Whether `pid` is a process that somebody claimed and that has not been reaped.
+    pub fn is_claimed(&self, pid: i32) -> bool {
+        self.state().claims.contains_key(&pid)
+    }
+
     /// Sends a signal, by number, to a claimed process; to nobody if it was reaped, since its pid may be another's now.
     ///
     /// # Errors
     /// `ESRCH`: it has ended. `EINVAL`: there is no such signal.
     pub fn signal(&self, pid: i32, signal: i32) -> Result<(), Errno> {
-        if !self.state().claims.contains_key(&pid) {
+        if !self.is_claimed(pid) {
             return Err(Errno::ESRCH);
         }
         // SAFETY: plain integers. libc's own call, since a signal is a number here: real-time ones have no name in nix.

@@ -164,7 +164,7 @@ impl Container {
         bundle: Bundle,
         runtime: Runtime,
         init: Process,
-        init_claim: Claim,
+        init_claim: Option<Claim>,
         held_streams: Option<ProcessStreams>,
         cgroup: Cgroup,
         oom: Option<OomWatch>,
@@ -189,7 +189,7 @@ impl Container {
             busy: false,
             waiting: VecDeque::new(),
             removed: None,
-            init_claim: Some(init_claim),
+            init_claim,
             ended_in_start: None,
             mailbox,
             messages,
@@ -342,6 +342,9 @@ impl Container {
         let ended = match &result {
             Ok(()) => {
                 self.events.publish(event::TaskStart { container_id: self.id.to_string(), pid, ..Default::default() });
+                if self.runtime.is_in_sandbox() {
+                    self.watch_in_sandbox(pid.cast_signed());
+                }
                 self.init.started(pid.cast_signed())
             }
             Err(error) => {
@@ -413,7 +416,9 @@ impl Container {
             Report::Removed(deleted, reply)
         });
         if force {
-            self.later(DRAIN + REAP, Report::Exited(None, killed()));
+            // What was never started may have nothing that could tell its end.
+            let patience = if self.runtime.is_in_sandbox() { Duration::ZERO } else { DRAIN + REAP };
+            self.later(patience, Report::Exited(None, killed()));
         }
         true
     }
@@ -567,7 +572,9 @@ impl Container {
                     ..Default::default()
                 });
                 let _ = reply.send(Ok(pid));
-                self.watch(Some(id.clone()), started.exit);
+                if let Some(claim) = started.exit {
+                    self.watch(Some(id.clone()), claim);
+                }
             }
             Err(error) => {
                 log::error!(container_id = self.id.as_str(), exec_id = id.as_str(), error = error.to_string().as_str(); "exec failed");
@@ -634,8 +641,7 @@ impl Container {
     }
 
     fn kill(&mut self, exec: Option<&Id>, signal: u32, all: bool, reply: Reply<()>) {
-        let gvisor = self.runtime.is_gvisor();
-        let paused = self.paused;
+        let (gvisor, in_sandbox, paused) = (self.runtime.is_gvisor(), self.runtime.is_in_sandbox(), self.paused);
         let process = match self.process(exec) {
             Ok(process) => process,
             Err(error) => return drop(reply.send(Err(error))),
@@ -654,7 +660,10 @@ impl Container {
         // Straight to the process where a runtime would do no more; and where runsc refuses, since the sandbox was not
         // started, what stands for it is a process of ours.
         let started = !matches!(process.state, State::Created { .. } | State::Starting { .. });
-        let direct = if gvisor { !started && signal == SIGKILL } else { !paused && target == Target::Init };
+        let direct = match gvisor {
+            true => !started && signal == SIGKILL && !in_sandbox,
+            false => !paused && target == Target::Init,
+        };
         if direct {
             let pid = process.pid().cast_signed();
             return drop(reply.send(self.runtime.signal(pid, signal).map_err(TaskError::from)));
@@ -713,6 +722,18 @@ impl Container {
         });
     }
 
+    /// For an init that is no process of ours.
+    fn watch_in_sandbox(&self, sandbox: i32) {
+        let (runtime, id) = (self.runtime.clone(), self.id.clone());
+        self.report(async move {
+            let exit = runtime.wait(sandbox).await.unwrap_or_else(|error| {
+                log::error!(container_id = id.as_str(), error = error.to_string().as_str(); "cannot wait for the container; it counts as killed");
+                killed()
+            });
+            Report::Exited(None, exit)
+        });
+    }
+
     fn watch(&self, exec: Option<Id>, claim: Claim) {
         let mailbox = self.mailbox.clone();
         tokio::spawn(async move {
@@ -740,7 +761,7 @@ async fn start_init(
         result = runtime.start(streams) => result,
         () = overdue => Err(RuntimeError::Failed("the container ended while it was being started".into())),
     };
-    if result.is_err() && !over && runtime.signal(pid, SIGKILL).is_ok() {
+    if result.is_err() && !over && !runtime.is_in_sandbox() && runtime.signal(pid, SIGKILL).is_ok() {
         let _ = tokio::time::timeout(REAP, ended).await;
     }
     result

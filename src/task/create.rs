@@ -79,7 +79,8 @@ pub(super) async fn create(
     let mut undo = Undo { bundle, armed: true };
     let runtime = Runtime::new(record, bundle.clone(), id.clone(), shim.reaper.clone());
     if let crate::select::Runtime::Gvisor(gvisor) = &decided.decision.runtime {
-        rewrite::for_runsc(bundle, gvisor.nvproxy && workload.asks_for_gpu())?;
+        let devices = gvisor.nvproxy && workload.asks_for_gpu();
+        rewrite::for_runsc(bundle, devices, |key| decided.decision.passes_annotation(key))?;
         if gvisor.nvproxy {
             log::info!(container_id = id.as_str(), nvproxy_enabled = true; "starting container with nvproxy");
         }
@@ -144,7 +145,7 @@ async fn start_process(
         return Ok((started, stdio, None));
     }
     let (stdio, streams) = Stdio::pipes(names)?;
-    if runtime.record().in_sandbox && runtime.is_gvisor() {
+    if runtime.is_in_sandbox() {
         let started = runtime.create(ProcessStreams::default(), None).await?;
         return Ok((started, stdio, Some(streams)));
     }

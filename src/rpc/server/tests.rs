@@ -14,31 +14,19 @@ struct Echo;
 #[async_trait]
 impl MethodHandler for Echo {
     async fn handler(&self, _: TtrpcContext, request: Request) -> ttrpc::Result<Response> {
-        Ok(Response {
-            payload: request.payload,
-            ..Response::default()
-        })
+        Ok(Response { payload: request.payload, ..Response::default() })
     }
 }
 
 fn services() -> Arc<Services> {
     let echo: Box<dyn MethodHandler + Send + Sync> = Box::new(Echo);
-    let service = Service {
-        methods: HashMap::from([("Echo".to_owned(), echo)]),
-        streams: HashMap::new(),
-    };
+    let service = Service { methods: HashMap::from([("Echo".to_owned(), echo)]), streams: HashMap::new() };
     Arc::new(HashMap::from([("test.Service".to_owned(), service)]))
 }
 
 fn frame(stream_id: u32, kind: u8, payload: &[u8]) -> Vec<u8> {
     let length = payload.len() as u32;
-    [
-        &length.to_be_bytes()[..],
-        &stream_id.to_be_bytes(),
-        &[kind, 0],
-        payload,
-    ]
-    .concat()
+    [&length.to_be_bytes()[..], &stream_id.to_be_bytes(), &[kind, 0], payload].concat()
 }
 
 fn request(stream_id: u32, service: &str, method: &str, payload: &[u8]) -> Vec<u8> {
@@ -53,10 +41,7 @@ fn request(stream_id: u32, service: &str, method: &str, payload: &[u8]) -> Vec<u
 
 /// Sends all of it and hangs up; returns the answers by their stream ids. Fails if the server does not hang up as well.
 fn answers(sent: &[u8]) -> HashMap<u32, Response> {
-    let event_loop = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .unwrap();
+    let event_loop = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     event_loop.block_on(async {
         let (ours, theirs) = UnixStream::pair().unwrap();
         let (mut reader, mut writer) = ours.into_split();
@@ -78,9 +63,7 @@ fn answers(sent: &[u8]) -> HashMap<u32, Response> {
             tokio::join!(read, write, connection(theirs, services()));
             answers
         };
-        tokio::time::timeout(Duration::from_secs(10), exchange)
-            .await
-            .expect("the connection ends")
+        tokio::time::timeout(Duration::from_secs(10), exchange).await.expect("the connection ends")
     })
 }
 
@@ -95,10 +78,7 @@ fn what_is_not_served_is_unimplemented() {
 #[test]
 fn a_frame_that_is_too_long_is_refused_and_the_next_one_answered() {
     let long = vec![0; MESSAGE_LENGTH_MAX + 1];
-    let sent = [
-        frame(1, MESSAGE_TYPE_REQUEST, &long),
-        request(3, "test.Service", "Echo", b"x"),
-    ];
+    let sent = [frame(1, MESSAGE_TYPE_REQUEST, &long), request(3, "test.Service", "Echo", b"x")];
     let answers = answers(&sent.concat());
     assert_eq!(answers[&1].status().code(), Code::INVALID_ARGUMENT);
     assert_eq!(answers[&3].payload, b"x");
@@ -108,23 +88,14 @@ fn a_frame_that_is_too_long_is_refused_and_the_next_one_answered() {
 fn an_answer_that_is_too_long_is_an_error_to_the_caller() {
     // As it comes back it is as long as it was; around it the answer has a few bytes more than fit.
     let payload = vec![0; MESSAGE_LENGTH_MAX - 2];
-    let event_loop = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .unwrap();
+    let event_loop = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     event_loop.block_on(async {
         let (ours, theirs) = UnixStream::pair().unwrap();
         let (_, writer) = theirs.into_split();
-        let response = Response {
-            payload,
-            ..Response::default()
-        };
+        let response = Response { payload, ..Response::default() };
         let (mut reader, _writer) = ours.into_split();
         let writer = Mutex::new(writer);
-        let (frame, ()) = tokio::join!(
-            GenMessage::read_from(&mut reader),
-            respond(&writer, 1, response)
-        );
+        let (frame, ()) = tokio::join!(GenMessage::read_from(&mut reader), respond(&writer, 1, response));
         let response = Response::decode(&frame.unwrap().payload).unwrap();
         assert_eq!(response.status().code(), Code::RESOURCE_EXHAUSTED);
         drop(writer);
