@@ -4,7 +4,7 @@ CARGO ?= cargo
 HOST := $(shell rustc --print host-tuple)
 export BETA9_SHIM ?= $(CURDIR)/target/$(HOST)/release/containerd-shim-beta9-v2
 
-.PHONY: all test lint clean
+.PHONY: all test bench lint clean
 
 all:
 	$(CARGO) build --quiet --release
@@ -13,6 +13,10 @@ test: all
 	tests/lab/fetch.sh $(LAB_PACKAGES)
 	$(CARGO) test --quiet --lib --bins
 	$(CARGO) test --quiet --test it -- --format pretty
+
+bench: all
+	tests/lab/fetch.sh $(LAB_PACKAGES)
+	$(CARGO) bench --quiet --profile dev --bench side_by_side -- --write docs/performance.md
 
 lint:
 	$(CARGO) fmt --check
