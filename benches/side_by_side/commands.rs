@@ -101,19 +101,23 @@ fn end_server(id: &str, bundle: &Path) {
     fs::remove_file(address.trim().trim_start_matches("unix://")).unwrap();
 }
 
-/// A container from its creation to its removal, and what of that is not runc.
-fn run(bench: &Bench, bare: &Bare) -> [Row; 2] {
-    let mut runc = Samples::new();
+/// A container from its creation to its removal; what of that is not runc, and what of the rest is the shim's.
+fn run(bench: &Bench, bare: &Bare) -> [Row; 3] {
+    let (mut runc, mut client) = (Samples::new(), Samples::new());
     let mut samples = Both::<Samples>::default();
     for _ in 0..bench.rounds {
         samples.ours.push(run_once(bench, &bench.sides.ours));
         runc.push(bare.run());
         samples.go.push(run_once(bench, &bench.sides.go));
+        client.push(without_shim(bench));
     }
-    let added = samples.map(|samples| {
-        let pairs = samples.iter().zip(&runc);
-        pairs.map(|(run, runc)| run - runc).collect::<Samples>()
-    });
+    let less = |samples: &Both<Samples>, others: &Samples| {
+        samples.map(|samples| {
+            let pairs = samples.iter().zip(others);
+            pairs.map(|(all, part)| all - part).collect::<Samples>()
+        })
+    };
+    let added = less(&samples, &runc);
     [
         row(
             format!(
@@ -128,7 +132,24 @@ fn run(bench: &Bench, bare: &Bare) -> [Row; 2] {
             &added,
             Target::Ratio(0.5),
         ),
+        row(
+            format!(
+                "the same without ctr and containerd ({:.1} ms)",
+                median(&client)
+            ),
+            &less(&added, &client),
+            Target::Nothing,
+        ),
     ]
+}
+
+/// What ctr and containerd do for a container that never has a shim: its record and its snapshot, made and removed, by
+/// two clients of which one start is taken off again. Less than what they do in a run, which has a task besides.
+fn without_shim(bench: &Bench) -> f64 {
+    let id = bench.lab.id("record");
+    let ctr = |line: &[&str]| stopwatch::time(&mut bench.daemon.ctr_command(line));
+    let both = ctr(&["containers", "create", IMAGE, &id]) + ctr(&["containers", "delete", &id]);
+    both - ctr(&["version"])
 }
 
 fn run_once(bench: &Bench, side: &Side) -> f64 {
