@@ -4,7 +4,7 @@ CARGO ?= cargo
 HOST := $(shell rustc --print host-tuple)
 export BETA9_SHIM ?= $(CURDIR)/target/$(HOST)/release/containerd-shim-beta9-v2
 
-.PHONY: all test bench lint clean
+.PHONY: all demo test bench lint clean
 
 all:
 	$(CARGO) build --quiet --release
@@ -26,3 +26,6 @@ lint:
 
 clean:
 	$(CARGO) clean
+
+demo: all
+	@demo/run.sh

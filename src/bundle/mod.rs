@@ -64,14 +64,8 @@ impl Id {
         let valid = (1..=128).contains(&bytes.len())
             && edge(bytes.first())
             && edge(bytes.last())
-            && bytes
-                .iter()
-                .all(|byte| byte.is_ascii_alphanumeric() || b"_.-".contains(byte));
-        if valid {
-            Ok(Self(text.to_owned()))
-        } else {
-            Err(BundleError::Id(text.chars().take(100).collect()))
-        }
+            && bytes.iter().all(|byte| byte.is_ascii_alphanumeric() || b"_.-".contains(byte));
+        if valid { Ok(Self(text.to_owned())) } else { Err(BundleError::Id(text.chars().take(100).collect())) }
     }
 
     /// The id's text.
@@ -117,21 +111,11 @@ impl Bundle {
     /// Reads one of its files, whole, up to a bound.
     pub fn read(&self, name: &str) -> Result<Vec<u8>, BundleError> {
         let path = self.join(name);
-        let io = |error| BundleError::Io {
-            what: "read",
-            path: path.clone(),
-            error,
-        };
+        let io = |error| BundleError::Io { what: "read", path: path.clone(), error };
         let file = File::open(&path).map_err(io)?;
         let mut content = Vec::new();
-        file.take(LARGEST_CONFIG + 1)
-            .read_to_end(&mut content)
-            .map_err(io)?;
-        if content.len() as u64 > LARGEST_CONFIG {
-            Err(BundleError::TooLarge(path))
-        } else {
-            Ok(content)
-        }
+        file.take(LARGEST_CONFIG + 1).read_to_end(&mut content).map_err(io)?;
+        if content.len() as u64 > LARGEST_CONFIG { Err(BundleError::TooLarge(path)) } else { Ok(content) }
     }
 
     /// Reads config.json, whole.
@@ -152,15 +136,8 @@ impl Bundle {
     }
 
     /// Parses the content of one of its JSON files, naming the file in the error.
-    pub fn parse<'a, T: Deserialize<'a>>(
-        &self,
-        name: &str,
-        content: &'a [u8],
-    ) -> Result<T, BundleError> {
-        serde_json::from_slice(content).map_err(|error| BundleError::Json {
-            path: self.join(name),
-            error,
-        })
+    pub fn parse<'a, T: Deserialize<'a>>(&self, name: &str, content: &'a [u8]) -> Result<T, BundleError> {
+        serde_json::from_slice(content).map_err(|error| BundleError::Json { path: self.join(name), error })
     }
 
     /// Replaces a file as a whole: readers see the old or the new one.
@@ -173,11 +150,7 @@ impl Bundle {
         };
         write().map_err(|error| {
             let _ = fs::remove_file(&new);
-            BundleError::Io {
-                what: "write",
-                path: file.clone(),
-                error,
-            }
+            BundleError::Io { what: "write", path: file.clone(), error }
         })
     }
 
@@ -192,24 +165,16 @@ impl Bundle {
 
     /// The pid that a runtime wrote into `name`, if it did.
     pub fn pid(&self, name: &str) -> Option<i32> {
-        fs::read_to_string(self.join(name))
-            .ok()?
-            .trim()
-            .parse()
-            .ok()
-            .filter(|pid| *pid > 0)
+        fs::read_to_string(self.join(name)).ok()?.trim().parse().ok().filter(|pid| *pid > 0)
     }
 }
 
 /// The group whose containers share one shim, if the annotations name one: the first of these, as in the Go shim.
 pub fn group(annotations: &Annotations) -> Option<&str> {
-    [
-        "io.containerd.runc.v2.group",
-        "io.kubernetes.cri.sandbox-id",
-    ]
-    .iter()
-    .find_map(|key| annotations.get(*key))
-    .map(String::as_str)
+    ["io.containerd.runc.v2.group", "io.kubernetes.cri.sandbox-id"]
+        .iter()
+        .find_map(|key| annotations.get(*key))
+        .map(String::as_str)
 }
 
 #[cfg(test)]
@@ -221,20 +186,7 @@ mod tests {
         for id in ["c1", "a", "a.b_c-d", &"x".repeat(128)] {
             assert_eq!(Id::parse(id).unwrap().as_str(), id);
         }
-        for id in [
-            "",
-            ".",
-            "..",
-            "-rf",
-            "a/b",
-            "../x",
-            "a b",
-            "a\n",
-            "ä",
-            "a\0",
-            "x-",
-            &"x".repeat(129),
-        ] {
+        for id in ["", ".", "..", "-rf", "a/b", "../x", "a b", "a\n", "ä", "a\0", "x-", &"x".repeat(129)] {
             assert!(Id::parse(id).is_err(), "{id:?}");
         }
     }

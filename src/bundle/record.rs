@@ -35,16 +35,13 @@ impl Record {
 
     /// The arguments before the runtime's subcommand, the same for every command of the pod.
     pub fn base_args(&self) -> Vec<String> {
-        self.decision
-            .base_args(&self.namespace, self.systemd_cgroup)
+        self.decision.base_args(&self.namespace, self.systemd_cgroup)
     }
 
     /// Reads a bundle's record. `Ok(None)`: there is none, so nothing was created.
     pub fn read(bundle: &Bundle) -> Result<Option<Self>, BundleError> {
         match bundle.read(FILE) {
-            Err(BundleError::Io { error, .. }) if error.kind() == std::io::ErrorKind::NotFound => {
-                Ok(None)
-            }
+            Err(BundleError::Io { error, .. }) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
             content => bundle.parse(FILE, &content?).map(Some),
         }
     }
@@ -52,10 +49,7 @@ impl Record {
     /// Writes it into the bundle.
     pub fn write(&self, bundle: &Bundle) -> Result<(), BundleError> {
         let content = serde_json::to_vec(self);
-        let content = content.map_err(|error| BundleError::Json {
-            path: bundle.join(FILE),
-            error,
-        })?;
+        let content = content.map_err(|error| BundleError::Json { path: bundle.join(FILE), error })?;
         bundle.write(FILE, &content)
     }
 

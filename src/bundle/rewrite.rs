@@ -16,13 +16,7 @@ pub fn for_runsc(bundle: &Bundle, nvproxy: bool) -> Result<(), BundleError> {
         return Ok(());
     }
     let content = serde_json::to_vec(&spec);
-    bundle.write(
-        FILE,
-        &content.map_err(|error| BundleError::Json {
-            path: bundle.join(FILE),
-            error,
-        })?,
-    )
+    bundle.write(FILE, &content.map_err(|error| BundleError::Json { path: bundle.join(FILE), error })?)
 }
 
 /// Clears `linux.devices`; whether there were any.
@@ -45,10 +39,7 @@ mod tests {
     fn devices_go_and_everything_else_stays() {
         let mut spec = json!({"linux": {"devices": [{"path": "/dev/fuse"}], "unknown": 1}, "later": {"x": [1]}});
         assert!(clear_devices(&mut spec));
-        assert_eq!(
-            spec,
-            json!({"linux": {"devices": [], "unknown": 1}, "later": {"x": [1]}})
-        );
+        assert_eq!(spec, json!({"linux": {"devices": [], "unknown": 1}, "later": {"x": [1]}}));
         assert!(!clear_devices(&mut spec));
         assert!(!clear_devices(&mut json!({"linux": {"devices": "odd"}})));
         assert!(!clear_devices(&mut json!([])));

@@ -29,9 +29,7 @@ pub enum MountError {
         error: io::Error,
     },
     /// The options are longer than the kernel takes.
-    #[error(
-        "cannot mount {kind}: its options have {length} bytes, and the kernel takes {LONGEST_OPTIONS}"
-    )]
+    #[error("cannot mount {kind}: its options have {length} bytes, and the kernel takes {LONGEST_OPTIONS}")]
     TooLong {
         /// The file system's type.
         kind: String,
@@ -56,14 +54,8 @@ pub fn mount_all(mounts: &[Mount], rootfs: &Path) -> Result<(), MountError> {
     if mounts.is_empty() {
         return Ok(());
     }
-    fs::create_dir_all(rootfs).map_err(|error| MountError::Directory {
-        path: rootfs.to_owned(),
-        error,
-    })?;
-    mounts
-        .iter()
-        .try_for_each(|mount| mount_one(mount, rootfs))
-        .inspect_err(|_| unmount_all(rootfs))
+    fs::create_dir_all(rootfs).map_err(|error| MountError::Directory { path: rootfs.to_owned(), error })?;
+    mounts.iter().try_for_each(|mount| mount_one(mount, rootfs)).inspect_err(|_| unmount_all(rootfs))
 }
 
 /// Unmounts whatever is mounted on `rootfs` and below, however often. What is busy goes when its last user does.
@@ -73,11 +65,8 @@ pub fn unmount_all(rootfs: &Path) {
         return;
     };
     let table = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
-    let mut points: Vec<PathBuf> = table
-        .lines()
-        .filter_map(mount_point)
-        .filter(|point| point.starts_with(&rootfs))
-        .collect();
+    let mut points: Vec<PathBuf> =
+        table.lines().filter_map(mount_point).filter(|point| point.starts_with(&rootfs)).collect();
     // Later mounts lie on earlier ones.
     points.reverse();
     for point in points {
@@ -108,10 +97,7 @@ fn mount_point(line: &str) -> Option<PathBuf> {
 
 fn mount_one(request: &Mount, rootfs: &Path) -> Result<(), MountError> {
     let relative = Path::new(request.target.trim_start_matches('/'));
-    if relative
-        .components()
-        .any(|part| !matches!(part, std::path::Component::Normal(_)))
-    {
+    if relative.components().any(|part| !matches!(part, std::path::Component::Normal(_))) {
         return Err(MountError::Target(request.target.clone()));
     }
     let target = rootfs.join(relative);
@@ -142,14 +128,7 @@ fn mount_one(request: &Mount, rootfs: &Path) -> Result<(), MountError> {
         mount(None::<&str>, &target, None::<&str>, flags, None::<&str>).map_err(failed)?;
     }
     if !options.propagation.is_empty() {
-        mount(
-            None::<&str>,
-            &target,
-            None::<&str>,
-            options.propagation,
-            None::<&str>,
-        )
-        .map_err(failed)?;
+        mount(None::<&str>, &target, None::<&str>, options.propagation, None::<&str>).map_err(failed)?;
     }
     Ok(())
 }
@@ -173,11 +152,7 @@ struct Options {
 
 impl Options {
     fn parse(options: &[String]) -> Self {
-        let mut parsed = Self {
-            flags: MsFlags::empty(),
-            propagation: MsFlags::empty(),
-            data: Vec::new(),
-        };
+        let mut parsed = Self { flags: MsFlags::empty(), propagation: MsFlags::empty(), data: Vec::new() };
         for option in options {
             let (clear, flag) = match option.as_str() {
                 "async" => (true, MsFlags::MS_SYNCHRONOUS),
@@ -228,8 +203,7 @@ impl Options {
     }
 
     fn needs_remount(&self) -> bool {
-        self.flags.contains(MsFlags::MS_BIND)
-            && self.flags.intersects(!(MsFlags::MS_BIND | MsFlags::MS_REC))
+        self.flags.contains(MsFlags::MS_BIND) && self.flags.intersects(!(MsFlags::MS_BIND | MsFlags::MS_REC))
     }
 
     /// The file system's own options as one string, and the directory that it is relative to, if it had to be
@@ -239,33 +213,20 @@ impl Options {
         if data.len() <= LONGEST_OPTIONS {
             return Ok((None, data));
         }
-        let too_long = |length| MountError::TooLong {
-            kind: kind.to_owned(),
-            length,
-        };
-        let lower = self
-            .data
-            .iter()
-            .find_map(|option| option.strip_prefix("lowerdir="))
-            .ok_or(too_long(data.len()))?;
+        let too_long = |length| MountError::TooLong { kind: kind.to_owned(), length };
+        let lower = self.data.iter().find_map(|option| option.strip_prefix("lowerdir=")).ok_or(too_long(data.len()))?;
         let common = common_directory(lower.split(':')).ok_or(too_long(data.len()))?;
         let prefix = format!("{}/", common.display());
         let shorten = |option: &String| match option.strip_prefix("lowerdir=") {
             Some(lower) => {
-                let relative: Vec<&str> = lower
-                    .split(':')
-                    .map(|path| path.strip_prefix(&prefix).unwrap_or(path))
-                    .collect();
+                let relative: Vec<&str> =
+                    lower.split(':').map(|path| path.strip_prefix(&prefix).unwrap_or(path)).collect();
                 format!("lowerdir={}", relative.join(":"))
             }
             None => option.clone(),
         };
         let data = self.data.iter().map(shorten).collect::<Vec<_>>().join(",");
-        if data.len() <= LONGEST_OPTIONS {
-            Ok((Some(common), data))
-        } else {
-            Err(too_long(data.len()))
-        }
+        if data.len() <= LONGEST_OPTIONS { Ok((Some(common), data)) } else { Err(too_long(data.len())) }
     }
 }
 
@@ -313,10 +274,7 @@ mod tests {
 
     #[test]
     fn a_later_option_undoes_an_earlier_one() {
-        assert_eq!(
-            options(&["ro", "rw", "noexec", "exec"]).flags,
-            MsFlags::empty()
-        );
+        assert_eq!(options(&["ro", "rw", "noexec", "exec"]).flags, MsFlags::empty());
     }
 
     #[test]
@@ -329,17 +287,12 @@ mod tests {
 
     #[test]
     fn lower_directories_too_long_for_a_page_become_relative() {
-        let layers: Vec<String> = (0..100)
-            .map(|n| format!("/var/lib/containerd/snapshots/{n}/fs"))
-            .collect();
+        let layers: Vec<String> = (0..100).map(|n| format!("/var/lib/containerd/snapshots/{n}/fs")).collect();
         let lower = format!("lowerdir={}", layers.join(":"));
         // 100 layers fit only without their common directory.
         let long = options(&[&lower, &format!("upperdir=/{}", "u".repeat(2000))]);
         let (directory, data) = long.shortened("overlay").unwrap();
-        assert_eq!(
-            directory.as_deref(),
-            Some(Path::new("/var/lib/containerd/snapshots"))
-        );
+        assert_eq!(directory.as_deref(), Some(Path::new("/var/lib/containerd/snapshots")));
         assert!(data.starts_with("lowerdir=0/fs:1/fs:"), "{data}");
         assert!(data.contains(",upperdir=/uuu"));
     }

@@ -24,10 +24,7 @@ pub(super) fn read(directory: &Path, name: &str) -> Result<Option<String>, Error
 /// Whether an error only says that something is not there: ENODEV comes from an open file of a removed
 /// cgroup, ESRCH from procfs, EOPNOTSUPP from pressure files that are switched off and from threaded cgroups.
 pub(super) fn is_absent(error: &io::Error) -> bool {
-    matches!(
-        error.raw_os_error(),
-        Some(ENOENT | ENODEV | ESRCH | EOPNOTSUPP)
-    )
+    matches!(error.raw_os_error(), Some(ENOENT | ENODEV | ESRCH | EOPNOTSUPP))
 }
 
 /// A file of one number, where `max` stands for no limit.
@@ -64,11 +61,7 @@ pub(super) fn rdma(text: &str) -> impl Iterator<Item = Rdma<'_>> {
             "max" => Some(u32::MAX),
             number => number.parse().ok(),
         };
-        Some(Rdma {
-            device,
-            handles: field("hca_handle")?,
-            objects: field("hca_object")?,
-        })
+        Some(Rdma { device, handles: field("hca_handle")?, objects: field("hca_object")? })
     })
 }
 
@@ -76,23 +69,14 @@ pub(super) fn rdma(text: &str) -> impl Iterator<Item = Rdma<'_>> {
 pub(super) fn page_sizes() -> Result<Vec<String>, Error> {
     let path = Path::new("/sys/kernel/mm/hugepages");
     match fs::read_dir(path) {
-        Ok(entries) => Ok(entries
-            .filter_map(|entry| page_size(entry.ok()?.file_name().to_str()?))
-            .collect()),
+        Ok(entries) => Ok(entries.filter_map(|entry| page_size(entry.ok()?.file_name().to_str()?)).collect()),
         Err(source) if is_absent(&source) => Ok(Vec::new()),
-        Err(source) => Err(Error::Read {
-            path: path.into(),
-            source,
-        }),
+        Err(source) => Err(Error::Read { path: path.into(), source }),
     }
 }
 
 fn page_size(entry: &str) -> Option<String> {
-    let kib: u64 = entry
-        .strip_prefix("hugepages-")?
-        .strip_suffix("kB")?
-        .parse()
-        .ok()?;
+    let kib: u64 = entry.strip_prefix("hugepages-")?.strip_suffix("kB")?.parse().ok()?;
     Some(match kib {
         0..0x400 => format!("{kib}KB"),
         0x400..0x10_0000 => format!("{}MB", kib >> 10),
@@ -134,17 +118,9 @@ mod tests {
 
     #[test]
     fn rdma_devices_without_a_limit_have_the_greatest_one() {
-        let text =
-            "mlx4_0 hca_handle=2 hca_object=2000\nocrdma1 hca_handle=3 hca_object=max\nbroken 1\n";
-        let entry = |device, handles, objects| Rdma {
-            device,
-            handles,
-            objects,
-        };
-        assert_eq!(
-            rdma(text).collect::<Vec<_>>(),
-            [entry("mlx4_0", 2, 2000), entry("ocrdma1", 3, u32::MAX)]
-        );
+        let text = "mlx4_0 hca_handle=2 hca_object=2000\nocrdma1 hca_handle=3 hca_object=max\nbroken 1\n";
+        let entry = |device, handles, objects| Rdma { device, handles, objects };
+        assert_eq!(rdma(text).collect::<Vec<_>>(), [entry("mlx4_0", 2, 2000), entry("ocrdma1", 3, u32::MAX)]);
     }
 
     proptest! {

@@ -13,11 +13,7 @@ const MEMORY_LIMIT: &str = "8388608";
 
 fn unique() -> String {
     static NEXT: AtomicU32 = AtomicU32::new(0);
-    format!(
-        "beta9-test-{}-{}",
-        id(),
-        NEXT.fetch_add(1, Ordering::Relaxed)
-    )
+    format!("beta9-test-{}-{}", id(), NEXT.fetch_add(1, Ordering::Relaxed))
 }
 
 /// A cgroup with a memory limit of 8 MiB.
@@ -29,9 +25,7 @@ impl Lab {
         let root = Path::new(MOUNT_POINT);
         let lab = Self(match Hierarchy::of_host().unwrap() {
             Hierarchy::V1 => Cgroup::V1(
-                CONTROLLERS
-                    .map(|controller| (controller.to_owned(), root.join(controller).join(&name)))
-                    .into(),
+                CONTROLLERS.map(|controller| (controller.to_owned(), root.join(controller).join(&name))).into(),
             ),
             Hierarchy::V2 => Cgroup::V2(root.join(&name)),
         });
@@ -58,9 +52,7 @@ impl Lab {
     pub(super) fn nested(&self, path: &str) -> Self {
         let lab = Self(match &self.0 {
             Cgroup::V1(all) => Cgroup::V1(
-                all.iter()
-                    .map(|(controller, directory)| (controller.clone(), directory.join(path)))
-                    .collect(),
+                all.iter().map(|(controller, directory)| (controller.clone(), directory.join(path))).collect(),
             ),
             Cgroup::V2(directory) => Cgroup::V2(directory.join(path)),
         });
@@ -84,13 +76,7 @@ impl Lab {
 
     /// A process in the cgroup that waits for its input's end.
     pub(super) fn idle_child(&self) -> LabChild {
-        let child = LabChild(
-            Command::new("cat")
-                .stdin(Stdio::piped())
-                .stdout(Stdio::null())
-                .spawn()
-                .unwrap(),
-        );
+        let child = LabChild(Command::new("cat").stdin(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap());
         for directory in self.directories() {
             fs::write(directory.join("cgroup.procs"), child.pid().to_string()).unwrap();
         }
@@ -106,9 +92,7 @@ impl Lab {
         LabChild(
             Command::new("sh")
                 .arg("-c")
-                .arg(format!(
-                    "{enter}exec dd if=/dev/zero of=/dev/null bs=64M count=1 2>/dev/null"
-                ))
+                .arg(format!("{enter}exec dd if=/dev/zero of=/dev/null bs=64M count=1 2>/dev/null"))
                 .stdin(Stdio::null())
                 .stdout(Stdio::null())
                 .spawn()
@@ -122,9 +106,7 @@ impl Drop for Lab {
         // A nested one may have been removed along with its parent, and a killed process may take its time.
         for _ in 0..100 {
             match self.0.remove() {
-                Err(super::Error::Busy(_)) => {
-                    std::thread::sleep(std::time::Duration::from_millis(10))
-                }
+                Err(super::Error::Busy(_)) => std::thread::sleep(std::time::Duration::from_millis(10)),
                 _ => return,
             }
         }
@@ -162,10 +144,7 @@ impl Drop for LabChild {
 
 /// What `measure` finds while the kernel's texts, read before and after it, stand still: a process that has
 /// just been started goes on for a moment.
-pub(super) fn steady<T, const N: usize>(
-    read: impl Fn() -> [String; N],
-    measure: impl Fn() -> T,
-) -> ([String; N], T) {
+pub(super) fn steady<T, const N: usize>(read: impl Fn() -> [String; N], measure: impl Fn() -> T) -> ([String; N], T) {
     for _ in 0..10_000 {
         let before = read();
         let measured = measure();

@@ -90,10 +90,8 @@ pub enum Hierarchy {
 impl Hierarchy {
     /// The mode of this host, as containerd tells it: by the file system at `/sys/fs/cgroup`.
     pub fn of_host() -> Result<Self, Error> {
-        let stat = statfs::statfs(MOUNT_POINT).map_err(|errno| Error::Read {
-            path: MOUNT_POINT.into(),
-            source: errno.into(),
-        })?;
+        let stat = statfs::statfs(MOUNT_POINT)
+            .map_err(|errno| Error::Read { path: MOUNT_POINT.into(), source: errno.into() })?;
         Ok(match stat.filesystem_type() {
             CGROUP2_SUPER_MAGIC => Self::V2,
             _ => Self::V1,
@@ -124,17 +122,11 @@ impl Cgroup {
         Self::from_directories(Hierarchy::of_host()?, directories).ok_or(Error::Gone(path))
     }
 
-    fn from_directories(
-        hierarchy: Hierarchy,
-        mut directories: BTreeMap<String, PathBuf>,
-    ) -> Option<Self> {
+    fn from_directories(hierarchy: Hierarchy, mut directories: BTreeMap<String, PathBuf>) -> Option<Self> {
         let is_controller = |name: &String| !name.is_empty() && !name.contains('=');
         match hierarchy {
             Hierarchy::V2 => directories.remove("").map(Self::V2),
-            Hierarchy::V1 => directories
-                .keys()
-                .any(is_controller)
-                .then_some(Self::V1(directories)),
+            Hierarchy::V1 => directories.keys().any(is_controller).then_some(Self::V1(directories)),
         }
     }
 
@@ -143,14 +135,12 @@ impl Cgroup {
     pub fn metrics(&self) -> Result<Any, Error> {
         self.ensure_there()?;
         match self {
-            Self::V1(directories) => any(
-                "io.containerd.cgroups.v1.Metrics",
-                &v1::metrics(directories, &file::page_sizes()?)?,
-            ),
-            Self::V2(directory) => any(
-                "io.containerd.cgroups.v2.Metrics",
-                &v2::metrics(directory, &file::page_sizes()?)?,
-            ),
+            Self::V1(directories) => {
+                any("io.containerd.cgroups.v1.Metrics", &v1::metrics(directories, &file::page_sizes()?)?)
+            }
+            Self::V2(directory) => {
+                any("io.containerd.cgroups.v2.Metrics", &v2::metrics(directory, &file::page_sizes()?)?)
+            }
         }
     }
 
@@ -216,10 +206,7 @@ impl Cgroup {
             Self::V1(directories) => directories
                 .get(controller)
                 .map(PathBuf::as_path)
-                .ok_or_else(|| Error::NoController {
-                    controller,
-                    path: MOUNT_POINT.into(),
-                }),
+                .ok_or_else(|| Error::NoController { controller, path: MOUNT_POINT.into() }),
             Self::V2(directory) => Ok(directory),
         }
     }
@@ -247,20 +234,13 @@ fn mounts() -> Result<Vec<Mount>, Error> {
     let path = "/proc/self/mountinfo";
     fs::File::open(path)
         .and_then(|file| parse_mountinfo(BufReader::new(file)))
-        .map_err(|source| Error::Read {
-            path: path.into(),
-            source,
-        })
+        .map_err(|source| Error::Read { path: path.into(), source })
 }
 
 /// The type url is the bare message name: that is how containerd's typeurl packs what Go's shim sends, where
 /// `Any::pack` would put a host name before it.
 fn any(name: &str, message: &impl Message) -> Result<Any, Error> {
-    Ok(Any {
-        type_url: name.to_owned(),
-        value: message.write_to_bytes()?,
-        ..Any::default()
-    })
+    Ok(Any { type_url: name.to_owned(), value: message.write_to_bytes()?, ..Any::default() })
 }
 
 #[cfg(test)]
@@ -270,10 +250,7 @@ mod tests {
     use containerd_shim_protos::{cgroups, cgroups_v2};
 
     fn directories(names: &[&str]) -> BTreeMap<String, PathBuf> {
-        names
-            .iter()
-            .map(|name| (name.to_string(), Path::new("/cg").join(name)))
-            .collect()
+        names.iter().map(|name| (name.to_string(), Path::new("/cg").join(name))).collect()
     }
 
     #[test]
@@ -331,10 +308,7 @@ mod tests {
 
     #[test]
     fn a_cgroup_survives_being_written_to_disk() {
-        for cgroup in [
-            Cgroup::V1(directories(&["", "memory", "pids"])),
-            Cgroup::V2("/cg".into()),
-        ] {
+        for cgroup in [Cgroup::V1(directories(&["", "memory", "pids"])), Cgroup::V2("/cg".into())] {
             let text = serde_json::to_string(&cgroup).unwrap();
             assert_eq!(serde_json::from_str::<Cgroup>(&text).unwrap(), cgroup);
         }

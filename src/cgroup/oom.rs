@@ -59,17 +59,8 @@ impl OomWatch {
         };
         let signal = descriptor
             .and_then(|descriptor| fd::watch(descriptor, interest(hierarchy)))
-            .map_err(|source| Error::Watch {
-                path: directory.join(name),
-                source,
-            })?;
-        Ok(Self {
-            hierarchy,
-            directory,
-            signal: Some(signal),
-            seen,
-            settling: &[],
-        })
+            .map_err(|source| Error::Watch { path: directory.join(name), source })?;
+        Ok(Self { hierarchy, directory, signal: Some(signal), seen, settling: &[] })
     }
 
     /// Waits until processes have been killed and tells how many, each once over this and [`Self::check`].
@@ -137,10 +128,7 @@ fn oom_eventfd(directory: &Path) -> io::Result<OwnedFd> {
     let event = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?;
     let control = File::open(directory.join(OOM_CONTROL))?;
     // The kernel takes what it needs of both descriptors during the write (cgroup-v1/memory.rst, "OOM Control").
-    fs::write(
-        directory.join("cgroup.event_control"),
-        format!("{} {}", event.as_raw_fd(), control.as_raw_fd()),
-    )?;
+    fs::write(directory.join("cgroup.event_control"), format!("{} {}", event.as_raw_fd(), control.as_raw_fd()))?;
     Ok(event.into())
 }
 
@@ -165,17 +153,12 @@ mod tests {
     use std::task::Poll;
 
     fn runtime() -> tokio::runtime::Runtime {
-        tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()
-            .unwrap()
+        tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap()
     }
 
     /// Fails after a time that no healthy machine needs.
     async fn soon<T>(future: impl Future<Output = T>) -> T {
-        time::timeout(Duration::from_secs(20), future)
-            .await
-            .expect("in time")
+        time::timeout(Duration::from_secs(20), future).await.expect("in time")
     }
 
     async fn is_pending(future: impl Future) -> bool {
@@ -316,9 +299,7 @@ mod tests {
         let Some(tree) = tree else { return };
         runtime().block_on(async {
             let lab = Lab::unified(tree);
-            let Cgroup::V2(directory) = lab.cgroup() else {
-                unreachable!()
-            };
+            let Cgroup::V2(directory) = lab.cgroup() else { unreachable!() };
             let events = File::open(directory.join("cgroup.events")).unwrap();
             let signal = fd::watch(events.into(), interest(Hierarchy::V2)).unwrap();
             // A file that has not been read since it was opened may count as changed.
@@ -331,17 +312,11 @@ mod tests {
             settled.await;
             assert!(is_pending(signal.ready(Interest::PRIORITY)).await);
             let child = lab.idle_child();
-            soon(signal.ready(Interest::PRIORITY))
-                .await
-                .unwrap()
-                .clear_ready();
+            soon(signal.ready(Interest::PRIORITY)).await.unwrap().clear_ready();
             tokio::task::yield_now().await;
             assert!(is_pending(signal.ready(Interest::PRIORITY)).await);
             drop(child);
-            soon(signal.ready(Interest::PRIORITY))
-                .await
-                .unwrap()
-                .clear_ready();
+            soon(signal.ready(Interest::PRIORITY)).await.unwrap().clear_ready();
         });
     }
 

@@ -41,10 +41,7 @@ pub fn parse_proc_cgroup(text: &[u8]) -> Vec<Membership> {
             if controllers.is_empty() && path.ends_with(b" (deleted)") {
                 return None;
             }
-            Some(Membership {
-                controllers: list(controllers),
-                path: OsString::from_vec(path.to_vec()).into(),
-            })
+            Some(Membership { controllers: list(controllers), path: OsString::from_vec(path.to_vec()).into() })
         })
         .collect()
 }
@@ -70,18 +67,11 @@ fn parse_mount(line: &[u8]) -> Option<Mount> {
         b"cgroup2" => None,
         _ => return None,
     };
-    Some(Mount {
-        root: unescape(root),
-        point: unescape(point),
-        options,
-    })
+    Some(Mount { root: unescape(root), point: unescape(point), options })
 }
 
 /// Joins the two: the directory for each controller that is mounted where the caller can see it.
-pub(super) fn directories(
-    memberships: Vec<Membership>,
-    mounts: &[Mount],
-) -> BTreeMap<String, PathBuf> {
+pub(super) fn directories(memberships: Vec<Membership>, mounts: &[Mount]) -> BTreeMap<String, PathBuf> {
     let mut directories = BTreeMap::new();
     for Membership { controllers, path } in memberships {
         if controllers.is_empty() {
@@ -104,11 +94,7 @@ fn directory<'a>(mounts: impl Iterator<Item = &'a Mount>, path: &Path) -> Option
     mounts
         .filter_map(|mount| Some((mount, path.strip_prefix(&mount.root).ok()?)))
         // `/..` is the kernel's way to show a cgroup that lies outside the reader's cgroup namespace.
-        .filter(|(_, below)| {
-            below
-                .components()
-                .all(|part| matches!(part, Component::Normal(_)))
-        })
+        .filter(|(_, below)| below.components().all(|part| matches!(part, Component::Normal(_))))
         .min_by_key(|(mount, _)| mount.root.components().count())
         .map(|(mount, below)| mount.point.components().chain(below.components()).collect())
 }
@@ -183,66 +169,26 @@ mod tests {
             ),
             ("not mounted", "8:pids:/k\n", legacy, vec![]),
             ("unified", "0::/k/d\n", unified, vec!["=/sys/fs/cgroup/k/d"]),
-            (
-                "colons in a name",
-                "0::/k:8s/a:b\n",
-                unified,
-                vec!["=/sys/fs/cgroup/k:8s/a:b"],
-            ),
-            (
-                "the root itself",
-                "0::/\n",
-                unified,
-                vec!["=/sys/fs/cgroup"],
-            ),
-            (
-                "a removed v2 cgroup",
-                "0::/k/d (deleted)\n",
-                unified,
-                vec![],
-            ),
+            ("colons in a name", "0::/k:8s/a:b\n", unified, vec!["=/sys/fs/cgroup/k:8s/a:b"]),
+            ("the root itself", "0::/\n", unified, vec!["=/sys/fs/cgroup"]),
+            ("a removed v2 cgroup", "0::/k/d (deleted)\n", unified, vec![]),
             (
                 "a v1 cgroup that is called so",
                 "4:memory:/k (deleted)\n",
                 legacy,
                 vec!["memory=/sys/fs/cgroup/memory/k (deleted)"],
             ),
-            (
-                "a mounted part",
-                "4:memory:/docker/abc/k\n",
-                inside,
-                vec!["memory=/sys/fs/cgroup/memory/k"],
-            ),
-            (
-                "the mounted part",
-                "4:memory:/docker/abc\n",
-                inside,
-                vec!["memory=/sys/fs/cgroup/memory"],
-            ),
-            (
-                "a sibling of the mounted part",
-                "4:memory:/docker/abcd/k\n",
-                inside,
-                vec![],
-            ),
-            (
-                "outside the cgroup namespace",
-                "0::/../k\n",
-                unified,
-                vec![],
-            ),
+            ("a mounted part", "4:memory:/docker/abc/k\n", inside, vec!["memory=/sys/fs/cgroup/memory/k"]),
+            ("the mounted part", "4:memory:/docker/abc\n", inside, vec!["memory=/sys/fs/cgroup/memory"]),
+            ("a sibling of the mounted part", "4:memory:/docker/abcd/k\n", inside, vec![]),
+            ("outside the cgroup namespace", "0::/../k\n", unified, vec![]),
             (
                 "escapes, in the mount's fields only",
                 "4:memory:/a b/\\040\n",
                 spaced,
                 vec!["memory=/mnt/with\ttab\\/\\040"],
             ),
-            (
-                "two mounts",
-                "4:memory:/k/a\n",
-                twice,
-                vec!["memory=/sys/fs/cgroup/memory/k/a"],
-            ),
+            ("two mounts", "4:memory:/k/a\n", twice, vec!["memory=/sys/fs/cgroup/memory/k/a"]),
         ] {
             assert_eq!(found(cgroup, mountinfo), expected, "{case}");
         }
@@ -251,12 +197,7 @@ mod tests {
     #[test]
     fn broken_lines_are_passed_over() {
         assert_eq!(parse_proc_cgroup(b"\n0\n0:\n4:memory\n"), []);
-        for line in [
-            "",
-            "1 2 3",
-            "1 2 3 / /m rw - ",
-            "1 2 3 / /m rw cgroup cgroup rw",
-        ] {
+        for line in ["", "1 2 3", "1 2 3 / /m rw - ", "1 2 3 / /m rw cgroup cgroup rw"] {
             assert_eq!(parse_mountinfo(line.as_bytes()).unwrap(), [], "{line:?}");
         }
     }

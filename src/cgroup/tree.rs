@@ -34,13 +34,8 @@ fn descend(
     left: &mut usize,
     visit: &mut dyn FnMut(&Path) -> Result<(), Error>,
 ) -> Result<(), Error> {
-    let read = |source| Error::Read {
-        path: directory.into(),
-        source,
-    };
-    *left = left
-        .checked_sub(1)
-        .ok_or_else(|| Error::TooLarge(directory.into()))?;
+    let read = |source| Error::Read { path: directory.into(), source };
+    *left = left.checked_sub(1).ok_or_else(|| Error::TooLarge(directory.into()))?;
     let Some(entries) = present(fs::read_dir(directory)).map_err(read)? else {
         return Ok(());
     };
@@ -50,9 +45,7 @@ fn descend(
         };
         // The entry's own type: nothing is followed out of the tree.
         if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-            let depth = depth
-                .checked_sub(1)
-                .ok_or_else(|| Error::TooLarge(directory.into()))?;
+            let depth = depth.checked_sub(1).ok_or_else(|| Error::TooLarge(directory.into()))?;
             descend(&entry.path(), depth, left, visit)?;
         }
     }
@@ -64,10 +57,7 @@ pub(super) fn procs(root: &Path) -> Result<Vec<i32>, Error> {
     let mut pids = Vec::new();
     walk(root, MAX_CGROUPS, &mut |directory| {
         let path = directory.join("cgroup.procs");
-        present(append_pids(&path, &mut pids)).map_err(|source| Error::Read {
-            path: path.clone(),
-            source,
-        })?;
+        present(append_pids(&path, &mut pids)).map_err(|source| Error::Read { path: path.clone(), source })?;
         match pids.len() {
             0..=MAX_PIDS => Ok(()),
             _ => Err(Error::TooLarge(path)),
@@ -92,19 +82,10 @@ fn append_pids(path: &Path, pids: &mut Vec<i32>) -> io::Result<()> {
 
 /// Removes the whole tree.
 pub(super) fn remove(root: &Path) -> Result<(), Error> {
-    walk(
-        root,
-        MAX_CGROUPS,
-        &mut |directory| match fs::remove_dir(directory) {
-            Err(source) if source.raw_os_error() == Some(EBUSY) => {
-                Err(Error::Busy(directory.into()))
-            }
-            outcome => present(outcome).map(drop).map_err(|source| Error::Remove {
-                path: directory.into(),
-                source,
-            }),
-        },
-    )
+    walk(root, MAX_CGROUPS, &mut |directory| match fs::remove_dir(directory) {
+        Err(source) if source.raw_os_error() == Some(EBUSY) => Err(Error::Busy(directory.into())),
+        outcome => present(outcome).map(drop).map_err(|source| Error::Remove { path: directory.into(), source }),
+    })
 }
 
 fn present<T>(outcome: io::Result<T>) -> io::Result<Option<T>> {

@@ -9,8 +9,8 @@ use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 
 use containerd_shim_protos::cgroups::metrics::{
-    BlkIOEntry, BlkIOStat, CPUStat, CPUUsage, HugetlbStat, MemoryEntry, MemoryOomControl,
-    MemoryStat, Metrics, PidsStat, RdmaEntry, RdmaStat, Throttle,
+    BlkIOEntry, BlkIOStat, CPUStat, CPUUsage, HugetlbStat, MemoryEntry, MemoryOomControl, MemoryStat, Metrics,
+    PidsStat, RdmaEntry, RdmaStat, Throttle,
 };
 
 use super::{Error, file, tree};
@@ -28,10 +28,7 @@ const MAX_COUNTED: usize = 1_000;
 pub(super) const OOM_CONTROL: &str = "memory.oom_control";
 
 /// What the controllers among `directories` have to tell.
-pub(super) fn metrics(
-    directories: &BTreeMap<String, PathBuf>,
-    page_sizes: &[String],
-) -> Result<Metrics, Error> {
+pub(super) fn metrics(directories: &BTreeMap<String, PathBuf>, page_sizes: &[String]) -> Result<Metrics, Error> {
     let mut metrics = Metrics::new();
     let directory = |controller| directories.get(controller).map(PathBuf::as_path);
 
@@ -222,14 +219,10 @@ type List = fn(&mut BlkIOStat) -> &mut Vec<BlkIOEntry>;
 /// Files of the CFQ scheduler, which kernels since 5.0 no longer have.
 const CFQ: [(&str, List); 8] = [
     ("sectors_recursive", |s| &mut s.sectors_recursive),
-    ("io_service_bytes_recursive", |s| {
-        &mut s.io_service_bytes_recursive
-    }),
+    ("io_service_bytes_recursive", |s| &mut s.io_service_bytes_recursive),
     ("io_serviced_recursive", |s| &mut s.io_serviced_recursive),
     ("io_queued_recursive", |s| &mut s.io_queued_recursive),
-    ("io_service_time_recursive", |s| {
-        &mut s.io_service_time_recursive
-    }),
+    ("io_service_time_recursive", |s| &mut s.io_service_time_recursive),
     ("io_wait_time_recursive", |s| &mut s.io_wait_time_recursive),
     ("io_merged_recursive", |s| &mut s.io_merged_recursive),
     ("time_recursive", |s| &mut s.io_time_recursive),
@@ -238,9 +231,7 @@ const CFQ: [(&str, List); 8] = [
 /// What the block layer counts itself, whatever the scheduler: read where CFQ has nothing to tell.
 const THROTTLE: [(&str, List); 2] = [
     ("throttle.io_serviced", |s| &mut s.io_serviced_recursive),
-    ("throttle.io_service_bytes", |s| {
-        &mut s.io_service_bytes_recursive
-    }),
+    ("throttle.io_service_bytes", |s| &mut s.io_service_bytes_recursive),
 ];
 
 fn blkio(directory: &Path, partitions: &str) -> Result<BlkIOStat, Error> {
@@ -265,10 +256,7 @@ fn blkio(directory: &Path, partitions: &str) -> Result<BlkIOStat, Error> {
 fn blkio_entries(text: &str, devices: &HashMap<(u64, u64), &str>) -> Vec<BlkIOEntry> {
     text.lines()
         .filter_map(|line| {
-            let fields: Vec<_> = line
-                .split([' ', ':'])
-                .filter(|field| !field.is_empty())
-                .collect();
+            let fields: Vec<_> = line.split([' ', ':']).filter(|field| !field.is_empty()).collect();
             let (major, minor, op, value) = match fields[..] {
                 [major, minor, value] => (major, minor, "", value),
                 [major, minor, op, value] => (major, minor, op, value),
@@ -337,11 +325,7 @@ fn rdma(directory: &Path) -> Result<Option<RdmaStat>, Error> {
     let Some(current) = list("rdma.current")? else {
         return Ok(None);
     };
-    Ok(Some(RdmaStat {
-        current,
-        limit: list("rdma.max")?.unwrap_or_default(),
-        ..RdmaStat::default()
-    }))
+    Ok(Some(RdmaStat { current, limit: list("rdma.max")?.unwrap_or_default(), ..RdmaStat::default() }))
 }
 
 #[cfg(test)]
@@ -354,10 +338,8 @@ mod tests {
 
     /// All controllers in one folder, as the names of their files never clash.
     fn all(folder: &Folder) -> Metrics {
-        let directories = [
-            "pids", "cpu", "cpuacct", "memory", "blkio", "hugetlb", "rdma",
-        ]
-        .map(|controller| (controller.to_owned(), folder.path().to_owned()));
+        let directories = ["pids", "cpu", "cpuacct", "memory", "blkio", "hugetlb", "rdma"]
+            .map(|controller| (controller.to_owned(), folder.path().to_owned()));
         metrics(&directories.into(), &["2MB".to_owned(), "1GB".to_owned()]).unwrap()
     }
 
@@ -370,23 +352,14 @@ mod tests {
             ("cpuacct.usage", "4000000123\n"),
             ("cpuacct.stat", "user 250\nsystem 50\n"),
             ("cpuacct.usage_percpu", "3000000000 1000000123 \n"),
-            (
-                "cpu.stat",
-                "nr_periods 10\nnr_throttled 4\nthrottled_time 77\nnr_bursts 0\n",
-            ),
-            (
-                "memory.stat",
-                "cache 1\nrss 2\nhierarchical_memsw_limit 9\ntotal_pgmajfault 5\n",
-            ),
+            ("cpu.stat", "nr_periods 10\nnr_throttled 4\nthrottled_time 77\nnr_bursts 0\n"),
+            ("memory.stat", "cache 1\nrss 2\nhierarchical_memsw_limit 9\ntotal_pgmajfault 5\n"),
             ("memory.usage_in_bytes", "100\n"),
             ("memory.max_usage_in_bytes", "200\n"),
             ("memory.failcnt", "1\n"),
             ("memory.limit_in_bytes", "9223372036854771712\n"),
             ("memory.kmem.tcp.usage_in_bytes", "6\n"),
-            (
-                "memory.oom_control",
-                "oom_kill_disable 0\nunder_oom 1\noom_kill 2\n",
-            ),
+            ("memory.oom_control", "oom_kill_disable 0\nunder_oom 1\noom_kill 2\n"),
             ("hugetlb.2MB.usage_in_bytes", "2097152\n"),
             ("hugetlb.2MB.max_usage_in_bytes", "4194304\n"),
             ("hugetlb.2MB.failcnt", "3\n"),
@@ -398,48 +371,22 @@ mod tests {
         let found = all(&folder);
         assert_eq!((found.pids.current, found.pids.limit), (3, 0));
         let usage = &found.cpu.usage;
-        assert_eq!(
-            (usage.total, usage.user, usage.kernel),
-            (4_000_000_123, 2_500_000_000, 500_000_000)
-        );
+        assert_eq!((usage.total, usage.user, usage.kernel), (4_000_000_123, 2_500_000_000, 500_000_000));
         assert_eq!(usage.per_cpu, [3_000_000_000, 1_000_000_123]);
         let throttling = &found.cpu.throttling;
-        assert_eq!(
-            (
-                throttling.periods,
-                throttling.throttled_periods,
-                throttling.throttled_time
-            ),
-            (10, 4, 77)
-        );
+        assert_eq!((throttling.periods, throttling.throttled_periods, throttling.throttled_time), (10, 4, 77));
         let memory = &found.memory;
         assert_eq!((memory.cache, memory.rss), (1, 2));
-        assert_eq!(
-            (memory.hierarchical_swap_limit, memory.total_pg_maj_fault),
-            (9, 5)
-        );
+        assert_eq!((memory.hierarchical_swap_limit, memory.total_pg_maj_fault), (9, 5));
         let usage = &memory.usage;
-        assert_eq!(
-            (usage.usage, usage.max, usage.failcnt, usage.limit),
-            (100, 200, 1, 9_223_372_036_854_771_712)
-        );
+        assert_eq!((usage.usage, usage.max, usage.failcnt, usage.limit), (100, 200, 1, 9_223_372_036_854_771_712));
         assert_eq!(memory.kernel_tcp.usage, 6);
         assert_eq!(memory.swap.as_ref(), Some(&MemoryEntry::new()));
         let control = &found.memory_oom_control;
-        assert_eq!(
-            (
-                control.oom_kill_disable,
-                control.under_oom,
-                control.oom_kill
-            ),
-            (0, 1, 2)
-        );
+        assert_eq!((control.oom_kill_disable, control.under_oom, control.oom_kill), (0, 1, 2));
         assert_eq!(found.hugetlb.len(), 1);
         let huge = &found.hugetlb[0];
-        assert_eq!(
-            (huge.pagesize.as_str(), huge.usage, huge.max, huge.failcnt),
-            ("2MB", 2_097_152, 4_194_304, 3)
-        );
+        assert_eq!((huge.pagesize.as_str(), huge.usage, huge.max, huge.failcnt), ("2MB", 2_097_152, 4_194_304, 3));
         assert_eq!(found.rdma.current[0].hca_objects, 20);
         assert_eq!(found.rdma.limit[0].hca_handles, u32::MAX);
         assert!(found.network.is_empty());
@@ -459,24 +406,14 @@ mod tests {
     #[test]
     fn block_io_names_its_devices() {
         let folder = Folder::new();
-        folder.write(
-            "blkio.throttle.io_serviced",
-            "254:0 Read 5\n254:0 Write 6\n7:1 Read 1\nTotal 12\n",
-        );
+        folder.write("blkio.throttle.io_serviced", "254:0 Read 5\n254:0 Write 6\n7:1 Read 1\nTotal 12\n");
         let stat = blkio(folder.path(), PARTITIONS).unwrap();
         let found: Vec<_> = stat
             .io_serviced_recursive
             .iter()
             .map(|e| (e.device.as_str(), e.major, e.minor, e.op.as_str(), e.value))
             .collect();
-        assert_eq!(
-            found,
-            [
-                ("/dev/vda", 254, 0, "Read", 5),
-                ("/dev/vda", 254, 0, "Write", 6),
-                ("", 7, 1, "Read", 1)
-            ]
-        );
+        assert_eq!(found, [("/dev/vda", 254, 0, "Read", 5), ("/dev/vda", 254, 0, "Write", 6), ("", 7, 1, "Read", 1)]);
     }
 
     #[test]
@@ -497,10 +434,7 @@ mod tests {
     #[test]
     fn kills_in_nested_cgroups_count() {
         let folder = Folder::new();
-        folder.write(
-            "memory.oom_control",
-            "oom_kill_disable 0\nunder_oom 0\noom_kill 1\n",
-        );
+        folder.write("memory.oom_control", "oom_kill_disable 0\nunder_oom 0\noom_kill 1\n");
         folder.write("a/b/memory.oom_control", "oom_kill 2\n");
         assert_eq!(oom_kills(folder.path()).unwrap(), 3);
     }

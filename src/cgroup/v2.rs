@@ -7,8 +7,8 @@
 use std::path::Path;
 
 use containerd_shim_protos::cgroups_v2::metrics::{
-    CPUStat, HugeTlbStat, IOEntry, IOStat, MemoryEvents, MemoryStat, Metrics, PSIData, PSIStats,
-    PidsStat, RdmaEntry, RdmaStat,
+    CPUStat, HugeTlbStat, IOEntry, IOStat, MemoryEvents, MemoryStat, Metrics, PSIData, PSIStats, PidsStat, RdmaEntry,
+    RdmaStat,
 };
 
 use super::{Error, file};
@@ -37,10 +37,7 @@ pub(super) fn metrics(directory: &Path, page_sizes: &[String]) -> Result<Metrics
 pub(super) fn oom_kills(directory: &Path) -> Result<u64, Error> {
     match memory_events(directory)? {
         Some(events) => Ok(events.oom_kill),
-        None if directory.exists() => Err(Error::NoController {
-            controller: "memory",
-            path: directory.into(),
-        }),
+        None if directory.exists() => Err(Error::NoController { controller: "memory", path: directory.into() }),
         None => Err(Error::Gone(directory.into())),
     }
 }
@@ -53,21 +50,14 @@ fn pids(directory: &Path) -> Result<Option<PidsStat>, Error> {
     let Some(current) = file::number(directory, "pids.current", NO_LIMIT)? else {
         return Ok(None);
     };
-    Ok(Some(PidsStat {
-        current,
-        limit: number(directory, "pids.max")?,
-        ..PidsStat::default()
-    }))
+    Ok(Some(PidsStat { current, limit: number(directory, "pids.max")?, ..PidsStat::default() }))
 }
 
 fn cpu(directory: &Path) -> Result<Option<CPUStat>, Error> {
     let Some(text) = file::read(directory, "cpu.stat")? else {
         return Ok(None);
     };
-    let mut stat = CPUStat {
-        psi: pressure(directory, "cpu.pressure")?.into(),
-        ..CPUStat::default()
-    };
+    let mut stat = CPUStat { psi: pressure(directory, "cpu.pressure")?.into(), ..CPUStat::default() };
     for (key, value) in file::pairs(&text) {
         let field = match key {
             "usage_usec" => &mut stat.usage_usec,
@@ -167,11 +157,7 @@ fn io(directory: &Path) -> Result<Option<IOStat>, Error> {
         return Ok(None);
     }
     Ok(Some(IOStat {
-        usage: text
-            .unwrap_or_default()
-            .lines()
-            .filter_map(io_entry)
-            .collect(),
+        usage: text.unwrap_or_default().lines().filter_map(io_entry).collect(),
         psi: psi.into(),
         ..IOStat::default()
     }))
@@ -181,11 +167,7 @@ fn io(directory: &Path) -> Result<Option<IOStat>, Error> {
 fn io_entry(line: &str) -> Option<IOEntry> {
     let (device, counters) = line.split_once(' ')?;
     let (major, minor) = device.split_once(':')?;
-    let mut entry = IOEntry {
-        major: major.parse().ok()?,
-        minor: minor.parse().ok()?,
-        ..IOEntry::default()
-    };
+    let mut entry = IOEntry { major: major.parse().ok()?, minor: minor.parse().ok()?, ..IOEntry::default() };
     let mut counted = false;
     for (key, value) in assignments(counters) {
         let field = match key {
@@ -202,8 +184,7 @@ fn io_entry(line: &str) -> Option<IOEntry> {
 }
 
 fn assignments(text: &str) -> impl Iterator<Item = (&str, &str)> {
-    text.split_ascii_whitespace()
-        .filter_map(|word| word.split_once('='))
+    text.split_ascii_whitespace().filter_map(|word| word.split_once('='))
 }
 
 fn pressure(directory: &Path, name: &str) -> Result<Option<PSIStats>, Error> {
@@ -260,11 +241,7 @@ fn rdma(directory: &Path) -> Result<Option<RdmaStat>, Error> {
     let Some(current) = list("rdma.current")? else {
         return Ok(None);
     };
-    Ok(Some(RdmaStat {
-        current,
-        limit: list("rdma.max")?.unwrap_or_default(),
-        ..RdmaStat::default()
-    }))
+    Ok(Some(RdmaStat { current, limit: list("rdma.max")?.unwrap_or_default(), ..RdmaStat::default() }))
 }
 
 fn hugetlb(directory: &Path, page_sizes: &[String]) -> Result<Vec<HugeTlbStat>, Error> {
@@ -279,9 +256,7 @@ fn hugetlb(directory: &Path, page_sizes: &[String]) -> Result<Vec<HugeTlbStat>, 
             current,
             max: number(directory, &name("max"))?,
             pagesize: size.clone(),
-            failcnt: file::pairs(&events)
-                .find_map(|(key, value)| (key == "max").then_some(value))
-                .unwrap_or(0),
+            failcnt: file::pairs(&events).find_map(|(key, value)| (key == "max").then_some(value)).unwrap_or(0),
             ..HugeTlbStat::default()
         });
     }
@@ -307,28 +282,16 @@ mod tests {
                 "usage_usec 9\nuser_usec 5\nsystem_usec 4\ncore_sched.force_idle_usec 0\n\
                  nr_periods 10\nnr_throttled 2\nthrottled_usec 77\nnr_bursts 1\nburst_usec 6\n",
             ),
-            (
-                "cpu.pressure",
-                "some avg10=1.50 avg60=0.25 avg300=0.00 total=1234\n",
-            ),
-            (
-                "memory.stat",
-                "anon 1\nfile 2\nslab_unreclaimable 3\nthp_collapse_alloc 4\n",
-            ),
+            ("cpu.pressure", "some avg10=1.50 avg60=0.25 avg300=0.00 total=1234\n"),
+            ("memory.stat", "anon 1\nfile 2\nslab_unreclaimable 3\nthp_collapse_alloc 4\n"),
             ("memory.current", "4096\n"),
             ("memory.max", "max\n"),
             ("memory.peak", "8192\n"),
             ("memory.swap.current", "1\n"),
             ("memory.swap.max", "2\n"),
             ("memory.swap.peak", "3\n"),
-            (
-                "memory.events",
-                "low 1\nhigh 2\nmax 3\noom 4\noom_kill 5\noom_group_kill 6\n",
-            ),
-            (
-                "io.stat",
-                "8:16 rbytes=1459200 wbytes=314773504 rios=192 wios=353 dbytes=0 dios=0\n7:0 \n",
-            ),
+            ("memory.events", "low 1\nhigh 2\nmax 3\noom 4\noom_kill 5\noom_group_kill 6\n"),
+            ("io.stat", "8:16 rbytes=1459200 wbytes=314773504 rios=192 wios=353 dbytes=0 dios=0\n7:0 \n"),
             (
                 "io.pressure",
                 "some avg10=0.00 avg60=0.00 avg300=0.00 total=1\n\
@@ -347,81 +310,42 @@ mod tests {
         assert_eq!((found.pids.current, found.pids.limit), (3, u64::MAX));
         let cpu = &found.cpu;
         assert_eq!((cpu.usage_usec, cpu.user_usec, cpu.system_usec), (9, 5, 4));
-        assert_eq!(
-            (cpu.nr_periods, cpu.nr_throttled, cpu.throttled_usec),
-            (10, 2, 77)
-        );
+        assert_eq!((cpu.nr_periods, cpu.nr_throttled, cpu.throttled_usec), (10, 2, 77));
         assert_eq!((cpu.nr_bursts, cpu.burst_usec), (1, 6));
-        assert_eq!(
-            (cpu.psi.some.avg10, cpu.psi.some.avg60, cpu.psi.some.total),
-            (1.5, 0.25, 1234)
-        );
+        assert_eq!((cpu.psi.some.avg10, cpu.psi.some.avg60, cpu.psi.some.total), (1.5, 0.25, 1234));
         assert!(cpu.psi.full.is_none());
         let memory = &found.memory;
         assert_eq!((memory.anon, memory.file), (1, 2));
-        assert_eq!(
-            (memory.slab_unreclaimable, memory.thp_collapse_alloc),
-            (3, 4)
-        );
-        assert_eq!(
-            (memory.usage, memory.usage_limit, memory.max_usage),
-            (4096, u64::MAX, 8192)
-        );
-        assert_eq!(
-            (memory.swap_usage, memory.swap_limit, memory.swap_max_usage),
-            (1, 2, 3)
-        );
+        assert_eq!((memory.slab_unreclaimable, memory.thp_collapse_alloc), (3, 4));
+        assert_eq!((memory.usage, memory.usage_limit, memory.max_usage), (4096, u64::MAX, 8192));
+        assert_eq!((memory.swap_usage, memory.swap_limit, memory.swap_max_usage), (1, 2, 3));
         let events = &found.memory_events;
         assert_eq!((events.low, events.high, events.max), (1, 2, 3));
-        assert_eq!(
-            (events.oom, events.oom_kill, events.oom_group_kill),
-            (4, 5, 6)
-        );
+        assert_eq!((events.oom, events.oom_kill, events.oom_group_kill), (4, 5, 6));
         assert_eq!(found.io.usage.len(), 1);
         let device = &found.io.usage[0];
         assert_eq!((device.major, device.minor), (8, 16));
         assert_eq!((device.rbytes, device.wbytes), (1_459_200, 314_773_504));
         assert_eq!((device.rios, device.wios), (192, 353));
-        assert_eq!(
-            (found.io.psi.some.total, found.io.psi.full.avg300),
-            (1, 0.75)
-        );
+        assert_eq!((found.io.psi.some.total, found.io.psi.full.avg300), (1, 0.75));
         assert_eq!(found.hugetlb.len(), 1);
         let huge = &found.hugetlb[0];
-        assert_eq!(
-            (huge.current, huge.max, huge.failcnt),
-            (2_097_152, u64::MAX, 7)
-        );
+        assert_eq!((huge.current, huge.max, huge.failcnt), (2_097_152, u64::MAX, 7));
         assert_eq!(found.rdma.current[0].hca_objects, 20);
-        assert_eq!(
-            (
-                found.rdma.limit[0].hca_handles,
-                found.rdma.limit[0].hca_objects
-            ),
-            (u32::MAX, 30)
-        );
+        assert_eq!((found.rdma.limit[0].hca_handles, found.rdma.limit[0].hca_objects), (u32::MAX, 30));
         assert_eq!(oom_kills(folder.path()).unwrap(), 5);
     }
 
     #[test]
     fn a_controller_without_files_is_left_unset() {
-        assert_eq!(
-            metrics(Folder::new().path(), &["2MB".to_owned()]).unwrap(),
-            Metrics::new()
-        );
+        assert_eq!(metrics(Folder::new().path(), &["2MB".to_owned()]).unwrap(), Metrics::new());
     }
 
     #[test]
     fn a_cgroup_without_the_memory_controller_is_not_taken_for_a_removed_one() {
         let folder = Folder::new();
-        assert!(matches!(
-            oom_kills(folder.path()),
-            Err(Error::NoController { .. })
-        ));
-        assert!(matches!(
-            oom_kills(&folder.path().join("gone")),
-            Err(Error::Gone(_))
-        ));
+        assert!(matches!(oom_kills(folder.path()), Err(Error::NoController { .. })));
+        assert!(matches!(oom_kills(&folder.path().join("gone")), Err(Error::Gone(_))));
     }
 
     #[test]

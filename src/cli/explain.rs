@@ -12,9 +12,7 @@ use std::path::{Path, PathBuf};
 use serde_json::json;
 
 use crate::config::{Config, HandlerOptions, file, quote};
-use crate::select::{
-    self, Decision, Gvisor, HostFacts, Needs, Plan, RunscFact, Runtime, SpecView, Workload,
-};
+use crate::select::{self, Decision, Gvisor, HostFacts, Needs, Plan, RunscFact, Runtime, SpecView, Workload};
 
 /// The namespace that the shown command has: Kubernetes'.
 const NAMESPACE: &str = "k8s.io";
@@ -78,10 +76,7 @@ pub fn explain(
             };
             shown(written, 0)
         }
-        Err(error) if json => shown(
-            writeln!(out, "{:#}", json!({ "error": error.to_string() })),
-            1,
-        ),
+        Err(error) if json => shown(writeln!(out, "{:#}", json!({ "error": error.to_string() })), 1),
         Err(error) => shown(writeln!(err, "refused: {error}"), 1),
     }
 }
@@ -134,53 +129,34 @@ impl Request {
                         let (version, nvproxy) = (version.to_owned(), is_new_enough(version));
                         request.assumed.runsc = Some(RunscFact::Found { version, nvproxy });
                     }
-                    ("runsc-nvproxy", value) => {
-                        runsc_knows_nvproxy = Some(truth("runsc-nvproxy", value)?)
-                    }
+                    ("runsc-nvproxy", value) => runsc_knows_nvproxy = Some(truth("runsc-nvproxy", value)?),
                     ("kvm", value) => {
                         let why = || "/dev/kvm is assumed to be missing".to_owned();
-                        request.assumed.kvm =
-                            Some(truth("kvm", value)?.then_some(()).ok_or_else(why));
+                        request.assumed.kvm = Some(truth("kvm", value)?.then_some(()).ok_or_else(why));
                     }
-                    ("nvidia-driver", value) => {
-                        request.assumed.nvidia_driver = Some(truth("nvidia-driver", value)?)
-                    }
+                    ("nvidia-driver", value) => request.assumed.nvidia_driver = Some(truth("nvidia-driver", value)?),
                     (fact, _) => {
                         let known = "known: runsc, runsc-nvproxy, kvm, nvidia-driver";
-                        return Err(ExplainError::Usage(format!(
-                            "--assume: unknown fact {}; {known}",
-                            quote(fact)
-                        )));
+                        return Err(ExplainError::Usage(format!("--assume: unknown fact {}; {known}", quote(fact))));
                     }
                 },
                 "--json" if attached.is_none() => request.json = true,
                 "--help" | "-h" if attached.is_none() => return Ok(None),
                 _ => {
-                    return Err(ExplainError::Usage(format!(
-                        "unknown argument {}",
-                        quote(text)
-                    )));
+                    return Err(ExplainError::Usage(format!("unknown argument {}", quote(text))));
                 }
             }
         }
         if let Some(knows) = runsc_knows_nvproxy {
-            let assumed = || RunscFact::Found {
-                version: "present".into(),
-                nvproxy: knows,
-            };
-            if let RunscFact::Found { nvproxy, .. } =
-                request.assumed.runsc.get_or_insert_with(assumed)
-            {
+            let assumed = || RunscFact::Found { version: "present".into(), nvproxy: knows };
+            if let RunscFact::Found { nvproxy, .. } = request.assumed.runsc.get_or_insert_with(assumed) {
                 *nvproxy = knows;
             }
         }
         Ok(Some(request))
     }
 
-    fn decide(
-        self,
-        probe: &mut dyn FnMut(&Needs, &Plan) -> HostFacts,
-    ) -> Result<(Decision, bool), ExplainError> {
+    fn decide(self, probe: &mut dyn FnMut(&Needs, &Plan) -> HostFacts) -> Result<(Decision, bool), ExplainError> {
         let config = self.load()?;
         let spec = match &self.bundle {
             Some(bundle) => read_spec(&bundle.join("config.json"))?,
@@ -188,12 +164,7 @@ impl Request {
         };
         let mut annotations = spec.annotations();
         annotations.extend(self.annotations);
-        let plan = select::plan(
-            &config,
-            self.pool.as_deref(),
-            &annotations,
-            &Workload::from_spec(&spec),
-        )?;
+        let plan = select::plan(&config, self.pool.as_deref(), &annotations, &Workload::from_spec(&spec))?;
         let mut host = self.assumed;
         let needs = plan.needs();
         let missing = Needs {
@@ -213,39 +184,28 @@ impl Request {
     /// The same checks as for a pod: what is explained is what would happen.
     fn load(&self) -> Result<Config, ExplainError> {
         let Some(path) = &self.config else {
-            return Ok(file::load(
-                &HandlerOptions::None,
-                std::env::var_os(file::ENVIRONMENT),
-            )?);
+            return Ok(file::load(&HandlerOptions::None, std::env::var_os(file::ENVIRONMENT))?);
         };
-        let path = std::path::absolute(path).map_err(|source| ExplainError::Bundle {
-            path: path.into(),
-            source,
-        })?;
+        let path = std::path::absolute(path).map_err(|source| ExplainError::Bundle { path: path.into(), source })?;
         Ok(file::read(&path)?)
     }
 }
 
 fn text(arg: &OsStr) -> Result<&str, ExplainError> {
-    arg.to_str()
-        .ok_or_else(|| ExplainError::Usage(format!("not UTF-8: {}", quote(&arg.to_string_lossy()))))
+    arg.to_str().ok_or_else(|| ExplainError::Usage(format!("not UTF-8: {}", quote(&arg.to_string_lossy()))))
 }
 
 fn pair<'a>(flag: &str, arg: &'a OsStr) -> Result<(&'a str, &'a str), ExplainError> {
     let text = text(arg)?;
     let whole = text.split_once('=').filter(|(key, _)| !key.is_empty());
-    whole
-        .ok_or_else(|| ExplainError::Usage(format!("{flag} wants NAME=VALUE, not {}", quote(text))))
+    whole.ok_or_else(|| ExplainError::Usage(format!("{flag} wants NAME=VALUE, not {}", quote(text))))
 }
 
 fn truth(fact: &str, value: &str) -> Result<bool, ExplainError> {
     match value {
         "yes" | "true" => Ok(true),
         "no" | "false" => Ok(false),
-        _ => Err(ExplainError::Usage(format!(
-            "--assume {fact}: {} is not allowed; allowed: yes, no",
-            quote(value)
-        ))),
+        _ => Err(ExplainError::Usage(format!("--assume {fact}: {} is not allowed; allowed: yes, no", quote(value)))),
     }
 }
 
@@ -258,30 +218,21 @@ fn is_new_enough(version: &str) -> bool {
 }
 
 fn read_spec(path: &Path) -> Result<SpecView, ExplainError> {
-    let failed = |source| ExplainError::Bundle {
-        path: path.to_owned(),
-        source,
-    };
+    let failed = |source| ExplainError::Bundle { path: path.to_owned(), source };
     let mut json = Vec::new();
-    File::open(path)
-        .and_then(|file| file.take(MAX_SPEC).read_to_end(&mut json))
-        .map_err(failed)?;
+    File::open(path).and_then(|file| file.take(MAX_SPEC).read_to_end(&mut json)).map_err(failed)?;
     SpecView::from_json(&json).map_err(|error| failed(error.into()))
 }
 
 fn command(decision: &Decision, systemd_cgroup: bool) -> Vec<String> {
     let binary = decision.runtime.binary().to_owned();
-    std::iter::once(binary)
-        .chain(decision.base_args(NAMESPACE, systemd_cgroup))
-        .collect()
+    std::iter::once(binary).chain(decision.base_args(NAMESPACE, systemd_cgroup)).collect()
 }
 
 fn as_json(decision: &Decision, systemd_cgroup: bool) -> serde_json::Value {
     let (platform, nvproxy) = match &decision.runtime {
         Runtime::Runc { .. } => (None, false),
-        Runtime::Gvisor(Gvisor {
-            platform, nvproxy, ..
-        }) => (Some(platform), *nvproxy),
+        Runtime::Gvisor(Gvisor { platform, nvproxy, .. }) => (Some(platform), *nvproxy),
     };
     json!({
         "pool": decision.pool,
@@ -299,10 +250,7 @@ fn as_text(decision: &Decision, systemd_cgroup: bool, out: &mut dyn Write) -> io
     writeln!(
         out,
         "pool:      {}",
-        decision
-            .pool
-            .as_deref()
-            .map_or("none".into(), |pool| quote(pool).bare().to_string())
+        decision.pool.as_deref().map_or("none".into(), |pool| quote(pool).bare().to_string())
     )?;
     writeln!(out, "runtime:   {}", decision.runtime.kind())?;
     if let Runtime::Gvisor(gvisor) = &decision.runtime {
@@ -311,21 +259,10 @@ fn as_text(decision: &Decision, systemd_cgroup: bool, out: &mut dyn Write) -> io
     }
     writeln!(out, "root:      {}", decision.runtime.root().display())?;
     if let Some(class) = &decision.pod_runtime_class {
-        writeln!(
-            out,
-            "pod class: {} (Kubernetes' matter)",
-            quote(class).bare()
-        )?;
+        writeln!(out, "pod class: {} (Kubernetes' matter)", quote(class).bare())?;
     }
-    writeln!(
-        out,
-        "command:   {} …",
-        command(decision, systemd_cgroup).join(" ")
-    )?;
-    for (title, lines) in [
-        ("reasons", &decision.reasons),
-        ("warnings", &decision.warnings),
-    ] {
+    writeln!(out, "command:   {} …", command(decision, systemd_cgroup).join(" "))?;
+    for (title, lines) in [("reasons", &decision.reasons), ("warnings", &decision.warnings)] {
         if !lines.is_empty() {
             writeln!(out, "{title}:")?;
             for line in lines {

@@ -44,9 +44,7 @@ impl Flags {
     /// Parses the arguments after the program's name.
     pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Self, FlagError> {
         let mut flags = Self::default();
-        let mut args = args
-            .into_iter()
-            .map(|arg| arg.into_string().map_err(FlagError::NotUtf8));
+        let mut args = args.into_iter().map(|arg| arg.into_string().map_err(FlagError::NotUtf8));
         while let Some(arg) = args.next().transpose()? {
             let Some(name) = arg.strip_prefix("--").or_else(|| arg.strip_prefix('-')) else {
                 flags.action = Some(arg);
@@ -59,10 +57,7 @@ impl Flags {
             let on = inline.as_deref() != Some("false");
             let mut value = || match inline.clone() {
                 Some(value) => Ok(value),
-                None => args
-                    .next()
-                    .transpose()?
-                    .ok_or_else(|| FlagError::NoValue(arg.clone())),
+                None => args.next().transpose()?.ok_or_else(|| FlagError::NoValue(arg.clone())),
             };
             match name {
                 "namespace" => flags.namespace = value()?,
@@ -103,10 +98,7 @@ mod tests {
         };
         assert_eq!(start, Ok(expected));
         let delete = parse("-namespace=default -id=c1 --bundle /b delete").unwrap();
-        assert_eq!(
-            (delete.bundle, delete.action.as_deref()),
-            (Some("/b".into()), Some("delete"))
-        );
+        assert_eq!((delete.bundle, delete.action.as_deref()), (Some("/b".into()), Some("delete")));
         assert!(parse("-v").unwrap().version);
         assert!(parse("-info").unwrap().info);
         assert!(!parse("-debug=false start").unwrap().debug);

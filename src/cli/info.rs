@@ -26,17 +26,11 @@ pub fn version() -> String {
 pub fn print(input: &mut impl Read, output: &mut impl Write) -> io::Result<()> {
     let mut options = Vec::new();
     input.read_to_end(&mut options)?;
-    let options = if options.is_empty() {
-        None
-    } else {
-        Some(Any::parse_from_bytes(&options).map_err(io::Error::other)?)
-    };
+    let options =
+        if options.is_empty() { None } else { Some(Any::parse_from_bytes(&options).map_err(io::Error::other)?) };
     let info = RuntimeInfo {
         name: NAME.to_owned(),
-        version: MessageField::some(RuntimeVersion {
-            version: VERSION.to_owned(),
-            ..RuntimeVersion::default()
-        }),
+        version: MessageField::some(RuntimeVersion { version: VERSION.to_owned(), ..RuntimeVersion::default() }),
         features: features(options.as_ref()).into(),
         options: options.into(),
         ..RuntimeInfo::default()
@@ -51,12 +45,7 @@ fn features(options: Option<&Any>) -> Option<Any> {
         Ok(HandlerOptions::Runc(runc)) if !runc.binary_name.is_empty() => runc.binary_name,
         _ => "runc".to_owned(),
     };
-    let output = Command::new(binary)
-        .arg("features")
-        .stdin(Stdio::null())
-        .stderr(Stdio::null())
-        .output()
-        .ok()?;
+    let output = Command::new(binary).arg("features").stdin(Stdio::null()).stderr(Stdio::null()).output().ok()?;
     let is_json = serde_json::from_slice::<serde::de::IgnoredAny>(&output.stdout).is_ok();
     (output.status.success() && is_json).then(|| Any {
         type_url: FEATURES.to_owned(),

@@ -35,12 +35,7 @@ pub fn main() -> ExitCode {
     let args: Vec<OsString> = std::env::args_os().skip(1).collect();
     match args.first().and_then(|arg| arg.to_str()) {
         Some("explain") => {
-            let code = explain::explain(
-                &args[1..],
-                &mut probe_host,
-                &mut io::stdout(),
-                &mut io::stderr(),
-            );
+            let code = explain::explain(&args[1..], &mut probe_host, &mut io::stdout(), &mut io::stderr());
             ExitCode::from(u8::try_from(code).unwrap_or(1))
         }
         Some(probe::KVM_ACTION) => report(kvm::probe().map_err(Into::into)),
@@ -65,9 +60,7 @@ fn containerd(args: Vec<OsString>) -> Result<(), Box<dyn Error>> {
     match flags.action.as_deref() {
         Some("start") => Ok(start::start(&flags, &bundle(&flags)?)?),
         Some("delete") => Ok(cleanup::delete(&flags, &bundle(&flags)?)?),
-        Some(other) => {
-            Err(format!("unknown action {other:?}; see containerd-shim-beta9-v2 --help").into())
-        }
+        Some(other) => Err(format!("unknown action {other:?}; see containerd-shim-beta9-v2 --help").into()),
         None => Ok(serve::serve(&flags)?),
     }
 }
@@ -79,11 +72,7 @@ fn bundle(flags: &Flags) -> io::Result<PathBuf> {
         Some(bundle) => bundle.clone(),
         None => std::env::current_dir()?,
     };
-    if Id::parse(&flags.id).is_ok()
-        && here
-            .file_name()
-            .is_some_and(|name| name != flags.id.as_str())
-    {
+    if Id::parse(&flags.id).is_ok() && here.file_name().is_some_and(|name| name != flags.id.as_str()) {
         let sibling = here.with_file_name(&flags.id);
         if sibling.is_dir() {
             return Ok(sibling);
@@ -106,9 +95,7 @@ fn report(result: Result<(), Box<dyn Error>>) -> ExitCode {
 fn probe_host(needs: &Needs, plan: &Plan) -> HostFacts {
     let runsc = plan.runtime().binary().to_owned();
     let look = || -> io::Result<HostFacts> {
-        let event_loop = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()?;
+        let event_loop = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         event_loop.block_on(async { Ok(probe::facts(needs, &runsc, &Reaper::start()?).await) })
     };
     look().unwrap_or_else(|error| {

@@ -21,10 +21,7 @@ pub const ENVIRONMENT: &str = "BETA9_SHIM_CONFIG";
 pub const DEFAULT_PATH: &str = "/etc/beta9/config.yaml";
 
 /// The configuration that counts under these handler options; `environment` is the value of `BETA9_SHIM_CONFIG`.
-pub fn load(
-    options: &HandlerOptions,
-    environment: Option<OsString>,
-) -> Result<Config, ConfigError> {
+pub fn load(options: &HandlerOptions, environment: Option<OsString>) -> Result<Config, ConfigError> {
     let node = match options {
         HandlerOptions::Node(node) => Some(node),
         HandlerOptions::Runc(_) | HandlerOptions::None => None,
@@ -33,17 +30,11 @@ pub fn load(
         return Ok(inline.clone());
     }
     let named = node.and_then(|node| node.config_path.clone());
-    let named = named.or_else(|| {
-        environment
-            .filter(|path| !path.is_empty())
-            .map(PathBuf::from)
-    });
+    let named = named.or_else(|| environment.filter(|path| !path.is_empty()).map(PathBuf::from));
     let config = match named {
         Some(path) => read(&path)?,
         None => match read(Path::new(DEFAULT_PATH)) {
-            Err(ConfigError::Unreadable { source, .. })
-                if source.kind() == io::ErrorKind::NotFound =>
-            {
+            Err(ConfigError::Unreadable { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
                 Config::default()
             }
             other => other?,
@@ -57,13 +48,7 @@ pub fn load(
 
 /// Reads one file, whoever named it.
 pub fn read(path: &Path) -> Result<Config, ConfigError> {
-    let unreadable = |advice| {
-        move |source| ConfigError::Unreadable {
-            path: path.to_owned(),
-            advice,
-            source,
-        }
-    };
+    let unreadable = |advice| move |source| ConfigError::Unreadable { path: path.to_owned(), advice, source };
     if !path.is_absolute() {
         // containerd starts the shim in the bundle, which is no place to look.
         let source = io::Error::new(io::ErrorKind::InvalidInput, "the path is relative");
@@ -78,18 +63,11 @@ pub fn read(path: &Path) -> Result<Config, ConfigError> {
     }
     // A FIFO or a device put in its place must not hang the start of a pod: no wait for a writer, and no other kind
     // than a regular file is read.
-    let flags = nix::fcntl::OFlag::O_NONBLOCK
-        | nix::fcntl::OFlag::O_NOFOLLOW
-        | nix::fcntl::OFlag::O_CLOEXEC;
-    let file = OpenOptions::new()
-        .read(true)
-        .custom_flags(flags.bits())
-        .open(&target)
-        .map_err(unreadable(advice))?;
+    let flags = nix::fcntl::OFlag::O_NONBLOCK | nix::fcntl::OFlag::O_NOFOLLOW | nix::fcntl::OFlag::O_CLOEXEC;
+    let file = OpenOptions::new().read(true).custom_flags(flags.bits()).open(&target).map_err(unreadable(advice))?;
     let metadata = file.metadata().map_err(unreadable(advice))?;
     safe_file(path, &metadata)?;
-    let text =
-        read_bounded(file).map_err(unreadable("a configuration is UTF-8 text of at most 1 MiB"))?;
+    let text = read_bounded(file).map_err(unreadable("a configuration is UTF-8 text of at most 1 MiB"))?;
     Config::from_yaml(&path.to_string_lossy(), &text)
 }
 
@@ -97,37 +75,22 @@ fn read_bounded(file: File) -> io::Result<String> {
     let mut text = String::new();
     file.take(MAX_BYTES + 1).read_to_string(&mut text)?;
     if text.len() as u64 > MAX_BYTES {
-        return Err(io::Error::new(
-            io::ErrorKind::FileTooLarge,
-            "it is larger than 1 MiB",
-        ));
+        return Err(io::Error::new(io::ErrorKind::FileTooLarge, "it is larger than 1 MiB"));
     }
     Ok(text)
 }
 
 fn safe_file(path: &Path, metadata: &Metadata) -> Result<(), ConfigError> {
-    let refuse = |problem, advice| {
-        Err(ConfigError::Unsafe {
-            path: path.to_owned(),
-            problem,
-            advice,
-        })
-    };
+    let refuse = |problem, advice| Err(ConfigError::Unsafe { path: path.to_owned(), problem, advice });
     if !metadata.is_file() {
         return refuse("it is not a regular file".into(), "name a file");
     }
     if !is_trusted(metadata.uid()) {
-        return refuse(
-            format!("it belongs to user {}", metadata.uid()),
-            "chown it to root",
-        );
+        return refuse(format!("it belongs to user {}", metadata.uid()), "chown it to root");
     }
     if metadata.mode() & 0o022 != 0 {
         let mode = metadata.mode() & 0o7777;
-        return refuse(
-            format!("others than its owner may write it (mode {mode:04o})"),
-            "chmod go-w it",
-        );
+        return refuse(format!("others than its owner may write it (mode {mode:04o})"), "chmod go-w it");
     }
     Ok(())
 }
@@ -141,23 +104,14 @@ fn safe_directories(directory: &Path) -> Result<(), ConfigError> {
             advice,
             source,
         })?;
-        let refuse = |problem| {
-            Err(ConfigError::Unsafe {
-                path: directory.to_owned(),
-                problem,
-                advice,
-            })
-        };
+        let refuse = |problem| Err(ConfigError::Unsafe { path: directory.to_owned(), problem, advice });
         if !is_trusted(metadata.uid()) {
             return refuse(format!("the directory belongs to user {}", metadata.uid()));
         }
         let (mode, sticky) = (metadata.mode(), metadata.mode() & 0o1000 != 0);
         let group_writes = mode & 0o020 != 0 && metadata.gid() != 0;
         if (mode & 0o002 != 0 || group_writes) && !sticky {
-            return refuse(format!(
-                "others may write the directory (mode {:04o})",
-                mode & 0o7777
-            ));
+            return refuse(format!("others may write the directory (mode {:04o})", mode & 0o7777));
         }
     }
     Ok(())

@@ -10,6 +10,7 @@
 pub mod file;
 pub mod options;
 pub mod tree;
+mod yaml;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -157,11 +158,7 @@ pub struct GvisorConfig {
 
 impl Default for GvisorConfig {
     fn default() -> Self {
-        Self {
-            platform: Platform::default(),
-            root: "/run/gvisor".into(),
-            debug: false,
-        }
+        Self { platform: Platform::default(), root: "/run/gvisor".into(), debug: false }
     }
 }
 
@@ -264,20 +261,12 @@ pub enum ConfigError {
 
 impl ConfigError {
     fn at(origin: &str, at: At, message: String) -> Self {
-        Self::Invalid {
-            place: tree::place(origin, at),
-            message,
-        }
+        Self::Invalid { place: tree::place(origin, at), message }
     }
 }
 
-const POLICY_KEYS: &[&str] = &[
-    "annotations",
-    "gpuWorkloads",
-    "checkpointWorkloads",
-    "kvmUnavailable",
-    "runscUnavailable",
-];
+const POLICY_KEYS: &[&str] =
+    &["annotations", "gpuWorkloads", "checkpointWorkloads", "kvmUnavailable", "runscUnavailable"];
 const SHIM_KEYS: &[&str] = &[
     "runc",
     "runsc",
@@ -291,15 +280,8 @@ const SHIM_KEYS: &[&str] = &[
 ];
 const GVISOR_KEYS: &[&str] = &["gvisorPlatform", "gvisorRoot", "debug"];
 const WORKER_KEYS: &[&str] = &["containerRuntime", "defaultPool", "pools"];
-const POOL_KEYS: &[&str] = &[
-    "containerRuntime",
-    "containerRuntimeConfig",
-    "runtime",
-    "runtimeConfig",
-    "gpuType",
-    "criuEnabled",
-    "shim",
-];
+const POOL_KEYS: &[&str] =
+    &["containerRuntime", "containerRuntimeConfig", "runtime", "runtimeConfig", "gpuType", "criuEnabled", "shim"];
 const TOP_KEYS: &[&str] = &["worker", "shim"];
 
 /// Flags that the shim gives runsc itself, or that would end a command before it began.
@@ -326,9 +308,7 @@ const OWNED_FLAGS: &[&str] = &[
 ];
 
 /// gVisor's pkg/sentry/devices/nvproxy/nvconf names these.
-const DRIVER_CAPABILITIES: &[&str] = &[
-    "all", "compat32", "compute", "display", "graphics", "ngx", "utility", "video",
-];
+const DRIVER_CAPABILITIES: &[&str] = &["all", "compat32", "compute", "display", "graphics", "ngx", "utility", "video"];
 
 impl Config {
     /// Reads a configuration written in YAML; `origin` names it in errors and warnings.
@@ -343,10 +323,7 @@ impl Config {
 
     /// Every warning, the pools' included: for commands that check a configuration as a whole.
     pub fn all_warnings(&self) -> impl Iterator<Item = &str> {
-        self.warnings
-            .iter()
-            .chain(self.pools.values().flat_map(|pool| &pool.warnings))
-            .map(String::as_str)
+        self.warnings.iter().chain(self.pools.values().flat_map(|pool| &pool.warnings)).map(String::as_str)
     }
 
     /// Follows a handler that carries runc's own options: its binary and its state directory.
@@ -372,9 +349,9 @@ impl Config {
         for key in POOL_KEYS.iter().filter(|key| **key != "shim") {
             if let Some(item) = root.get(key) {
                 let place = item.place();
-                config.warnings.push(format!(
-                    "{place}: {key} is not read here; it belongs to a pool below worker.pools"
-                ));
+                config
+                    .warnings
+                    .push(format!("{place}: {key} is not read here; it belongs to a pool below worker.pools"));
             }
         }
 
@@ -384,13 +361,9 @@ impl Config {
             let place = item.place();
             if worker.get("pools").is_none() {
                 pools = item.section()?;
-                config.warnings.push(format!(
-                    "{place}: pools is read as worker.pools, where it belongs"
-                ));
+                config.warnings.push(format!("{place}: pools is read as worker.pools, where it belongs"));
             } else {
-                config.warnings.push(format!(
-                    "{place}: pools is not read, for there is worker.pools"
-                ));
+                config.warnings.push(format!("{place}: pools is not read, for there is worker.pools"));
             }
         }
         for (name, item) in pools.items() {
@@ -400,15 +373,8 @@ impl Config {
 
         if let Some(item) = worker.get("defaultPool") {
             config.default_pool = item.scalar()?;
-            if config
-                .default_pool
-                .as_ref()
-                .is_some_and(|name| !config.pools.contains_key(name))
-            {
-                return Err(item.refuse(format_args!(
-                    "a pool of worker.pools; {}",
-                    config.known_pools()
-                )));
+            if config.default_pool.as_ref().is_some_and(|name| !config.pools.contains_key(name)) {
+                return Err(item.refuse(format_args!("a pool of worker.pools; {}", config.known_pools())));
             }
         }
         Ok(config)
@@ -446,18 +412,9 @@ impl Config {
         if self.pools.is_empty() {
             return "the configuration has no pools".into();
         }
-        let names: Vec<String> = self
-            .pools
-            .keys()
-            .take(SHOWN)
-            .map(|name| quote(name).bare().to_string())
-            .collect();
+        let names: Vec<String> = self.pools.keys().take(SHOWN).map(|name| quote(name).bare().to_string()).collect();
         let rest = self.pools.len().saturating_sub(SHOWN);
-        let more = if rest > 0 {
-            format!(" and {rest} more")
-        } else {
-            String::new()
-        };
+        let more = if rest > 0 { format!(" and {rest} more") } else { String::new() };
         format!("known pools: {}{more}", names.join(", "))
     }
 }
@@ -496,10 +453,7 @@ impl Pool {
         let Some((item, name)) = section.text("runtime")? else {
             return Ok(());
         };
-        let older = ContainerRuntime::WORDS
-            .iter()
-            .find(|(word, _)| *word == name)
-            .map(|(_, runtime)| *runtime);
+        let older = ContainerRuntime::WORDS.iter().find(|(word, _)| *word == name).map(|(_, runtime)| *runtime);
         match (self.container_runtime, older) {
             (None, Some(runtime)) => self.container_runtime = Some(runtime),
             (Some(newer), Some(older)) if newer != older => self.warnings.push(format!(
@@ -510,10 +464,7 @@ impl Pool {
             (_, Some(_)) => {}
             (_, None) => {
                 self.pod_runtime_class = Some(name.to_owned());
-                if ["runc", "gvisor", "runsc"]
-                    .iter()
-                    .any(|word| word.eq_ignore_ascii_case(name))
-                {
+                if ["runc", "gvisor", "runsc"].iter().any(|word| word.eq_ignore_ascii_case(name)) {
                     self.warnings.push(format!(
                         "{}: {}: {} is read as a pod RuntimeClass; to choose what runs containers, set containerRuntime \
                          to runc or gvisor",
@@ -529,9 +480,7 @@ impl Pool {
 
     fn read_gvisor(&mut self, section: &Section<'_>) -> Result<(), ConfigError> {
         let read = |key| match section.get(key) {
-            Some(item) => {
-                GvisorConfig::from_section(&item.section()?).map(|config| Some((config, item)))
-            }
+            Some(item) => GvisorConfig::from_section(&item.section()?).map(|config| Some((config, item))),
             None => Ok(None),
         };
         let (newer, older) = (read("containerRuntimeConfig")?, read("runtimeConfig")?);
@@ -558,9 +507,7 @@ impl GvisorConfig {
         }
         if let Some((item, path)) = section.text("gvisorRoot")? {
             if !is_clean_absolute(path) {
-                return Err(item.refuse(
-                    "allowed; allowed: an absolute path without ., .., // or a / at its end",
-                ));
+                return Err(item.refuse("allowed; allowed: an absolute path without ., .., // or a / at its end"));
             }
             config.root = path.into();
         }
@@ -573,67 +520,31 @@ impl GvisorConfig {
 
 impl Policies {
     fn overridden(mut self, shim: &Section<'_>) -> Result<Self, ConfigError> {
-        fn read<T: Copy>(
-            shim: &Section<'_>,
-            key: &str,
-            words: &[(&str, T)],
-            into: &mut T,
-        ) -> Result<(), ConfigError> {
+        fn read<T: Copy>(shim: &Section<'_>, key: &str, words: &[(&str, T)], into: &mut T) -> Result<(), ConfigError> {
             if let Some(item) = shim.get(key) {
                 *into = item.choice(words)?.unwrap_or(*into);
             }
             Ok(())
         }
-        read(
-            shim,
-            "annotations",
-            Annotations::WORDS,
-            &mut self.annotations,
-        )?;
-        read(
-            shim,
-            "gpuWorkloads",
-            GpuWorkloads::WORDS,
-            &mut self.gpu_workloads,
-        )?;
-        read(
-            shim,
-            "checkpointWorkloads",
-            CheckpointWorkloads::WORDS,
-            &mut self.checkpoint_workloads,
-        )?;
-        read(
-            shim,
-            "kvmUnavailable",
-            KvmUnavailable::WORDS,
-            &mut self.kvm_unavailable,
-        )?;
-        read(
-            shim,
-            "runscUnavailable",
-            RunscUnavailable::WORDS,
-            &mut self.runsc_unavailable,
-        )?;
+        read(shim, "annotations", Annotations::WORDS, &mut self.annotations)?;
+        read(shim, "gpuWorkloads", GpuWorkloads::WORDS, &mut self.gpu_workloads)?;
+        read(shim, "checkpointWorkloads", CheckpointWorkloads::WORDS, &mut self.checkpoint_workloads)?;
+        read(shim, "kvmUnavailable", KvmUnavailable::WORDS, &mut self.kvm_unavailable)?;
+        read(shim, "runscUnavailable", RunscUnavailable::WORDS, &mut self.runsc_unavailable)?;
         Ok(self)
     }
 }
 
 fn runsc_flag(item: &Item<'_>) -> Result<String, ConfigError> {
     let flag = item.text()?.unwrap_or_default();
-    let name = flag
-        .strip_prefix("--")
-        .and_then(|rest| rest.split('=').next())
-        .unwrap_or_default();
-    let well_formed =
-        name.starts_with(|c: char| c.is_ascii_alphanumeric()) && !flag.contains(char::is_control);
+    let name = flag.strip_prefix("--").and_then(|rest| rest.split('=').next()).unwrap_or_default();
+    let well_formed = name.starts_with(|c: char| c.is_ascii_alphanumeric()) && !flag.contains(char::is_control);
     if !well_formed {
         return Err(item.refuse("a flag of runsc; write --name=value, one flag a list entry"));
     }
     if OWNED_FLAGS.contains(&name) {
         let owned = OWNED_FLAGS.join(", ");
-        return Err(item.refuse(format_args!(
-            "allowed; the shim itself decides these flags: {owned}"
-        )));
+        return Err(item.refuse(format_args!("allowed; the shim itself decides these flags: {owned}")));
     }
     Ok(flag.to_owned())
 }
@@ -668,13 +579,8 @@ fn is_clean_absolute(path: &str) -> bool {
     let mut components = Path::new(path).components();
     let absolute = components.next() == Some(Component::RootDir);
     let rest: Vec<_> = components.map(Component::as_os_str).collect();
-    let rebuilt = rest.iter().fold(String::new(), |path, part| {
-        path + "/" + &part.to_string_lossy()
-    });
-    absolute
-        && rebuilt == path
-        && !path.contains(char::is_control)
-        && !rest.iter().any(|part| *part == "..")
+    let rebuilt = rest.iter().fold(String::new(), |path, part| path + "/" + &part.to_string_lossy());
+    absolute && rebuilt == path && !path.contains(char::is_control) && !rest.iter().any(|part| *part == "..")
 }
 
 fn slip((path, place, known): (String, String, &str)) -> String {
@@ -696,21 +602,14 @@ pub struct Quoted<'a> {
 impl Quoted<'_> {
     /// The same without the quotation marks: for keys and names.
     pub fn bare(self) -> Self {
-        Self {
-            quotes: false,
-            ..self
-        }
+        Self { quotes: false, ..self }
     }
 }
 
 impl fmt::Display for Quoted<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         const SHOWN: usize = 100;
-        let cut = self
-            .text
-            .char_indices()
-            .nth(SHOWN)
-            .map_or(self.text.len(), |(at, _)| at);
+        let cut = self.text.char_indices().nth(SHOWN).map_or(self.text.len(), |(at, _)| at);
         let mark = if self.quotes { "\"" } else { "" };
         let dots = if cut < self.text.len() { "…" } else { "" };
         write!(f, "{mark}{}{dots}{mark}", self.text[..cut].escape_debug())

@@ -17,17 +17,8 @@ const RUNC: &str = "containerd.runc.v1.Options";
 const NODE: [&str; 2] = ["runtimeoptions.v1.Options", "cri.runtimeoptions.v1.Options"];
 /// A body travels with each request; a configuration of this size belongs in a file.
 const MAX_BODY: usize = 64 << 10;
-const BODY_KEYS: &[&str] = &[
-    "pool",
-    "config_path",
-    "ConfigPath",
-    "worker",
-    "shim",
-    "systemd_cgroup",
-    "SystemdCgroup",
-    "TypeUrl",
-    "type_url",
-];
+const BODY_KEYS: &[&str] =
+    &["pool", "config_path", "ConfigPath", "worker", "shim", "systemd_cgroup", "SystemdCgroup", "TypeUrl", "type_url"];
 
 /// What the handler said.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -111,8 +102,7 @@ impl HandlerOptions {
 
 impl RuncOptions {
     fn decode(bytes: &[u8]) -> Result<Self, ConfigError> {
-        let options =
-            oci::Options::parse_from_bytes(bytes).map_err(|error| malformed(RUNC, &error))?;
+        let options = oci::Options::parse_from_bytes(bytes).map_err(|error| malformed(RUNC, &error))?;
         Ok(Self {
             no_pivot_root: options.no_pivot_root,
             no_new_keyring: options.no_new_keyring,
@@ -143,12 +133,9 @@ impl NodeOptions {
     fn from_body(body: &[u8]) -> Result<Self, ConfigError> {
         const ORIGIN: &str = "runtime options (config_body)";
         if body.len() > MAX_BODY {
-            return Err(ConfigError::Options(
-                "config_body is larger than 64 KiB; name a file by config_path".into(),
-            ));
+            return Err(ConfigError::Options("config_body is larger than 64 KiB; name a file by config_path".into()));
         }
-        let text = str::from_utf8(body)
-            .map_err(|_| ConfigError::Options("config_body is not UTF-8".into()))?;
+        let text = str::from_utf8(body).map_err(|_| ConfigError::Options("config_body is not UTF-8".into()))?;
         let document = Document::toml(ORIGIN, text)?;
         let root = document.root()?;
         root.only(BODY_KEYS)?;
@@ -160,17 +147,12 @@ impl NodeOptions {
             }
         }
         for key in ["systemd_cgroup", "SystemdCgroup"] {
-            options.systemd_cgroup |= root
-                .get(key)
-                .map(|item| item.flag())
-                .transpose()?
-                .unwrap_or(false);
+            options.systemd_cgroup |= root.get(key).map(|item| item.flag()).transpose()?.unwrap_or(false);
         }
         options.pool = root.text("pool")?.map(|(_, name)| name.to_owned());
         if root.get("worker").is_some() || root.get("shim").is_some() {
             if options.config_path.is_some() {
-                let message =
-                    "config_body has a configuration of its own and names a file; keep one of them";
+                let message = "config_body has a configuration of its own and names a file; keep one of them";
                 return Err(ConfigError::Options(message.into()));
             }
             options.inline = Some(Box::new(Config::from_root(&root)?));
@@ -179,18 +161,11 @@ impl NodeOptions {
     }
 
     fn set_path(&mut self, path: &str) -> Result<(), ConfigError> {
-        let same = self
-            .config_path
-            .get_or_insert_with(|| path.into())
-            .as_os_str()
-            == path;
+        let same = self.config_path.get_or_insert_with(|| path.into()).as_os_str() == path;
         if same && self.inline.is_none() {
             return Ok(());
         }
-        Err(ConfigError::Options(format!(
-            "the configuration is given twice, the second time by {}",
-            quote(path)
-        )))
+        Err(ConfigError::Options(format!("the configuration is given twice, the second time by {}", quote(path))))
     }
 }
 

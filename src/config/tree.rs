@@ -7,19 +7,10 @@
 use std::borrow::Cow;
 use std::fmt;
 
-use serde::de::{Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
-use serde_saphyr::Spanned;
-
-use super::{ConfigError, quote};
+use super::{ConfigError, quote, yaml};
 
 /// No configuration is larger; what is, is a mistake or an attack.
 pub const MAX_BYTES: u64 = 1 << 20;
-/// Far deeper than any configuration of ours, far shallower than the stack.
-const MAX_DEPTH: usize = 24;
-/// Aliases, and the events they may repeat: plenty for a human, nothing for a "billion laughs".
-const MAX_ALIASES: usize = 500;
-const MAX_ALIAS_EVENTS: usize = 10_000;
-
 /// A place in a configuration; line and column start at 1, and 0 means unknown.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct At {
@@ -29,14 +20,27 @@ pub struct At {
     pub column: u64,
 }
 
-#[derive(Debug, Default)]
-struct Node {
-    at: At,
-    value: Value,
+/// A value and where it stands.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Node {
+    pub(super) at: At,
+    pub(super) value: Value,
 }
 
-#[derive(Debug, Default)]
-enum Value {
+impl Node {
+    /// How many nodes it consists of.
+    pub(super) fn count(&self) -> usize {
+        1 + match &self.value {
+            Value::List(nodes) => nodes.iter().map(Self::count).sum(),
+            Value::Table(entries) => entries.iter().map(|entry| entry.node.count()).sum(),
+            _ => 0,
+        }
+    }
+}
+
+/// What a node says.
+#[derive(Clone, Debug, Default)]
+pub(super) enum Value {
     #[default]
     Null,
     Bool(bool),
@@ -47,16 +51,17 @@ enum Value {
     Table(Vec<Entry>),
 }
 
-#[derive(Debug)]
-struct Entry {
-    key: String,
-    at: At,
-    node: Node,
+/// A key of a table, and what stands under it.
+#[derive(Clone, Debug)]
+pub(super) struct Entry {
+    pub(super) key: String,
+    pub(super) at: At,
+    pub(super) node: Node,
 }
 
 impl Value {
     /// Shows the value in an error: short, escaped, whatever it is.
-    fn show(&self) -> Cow<'static, str> {
+    pub(super) fn show(&self) -> Cow<'static, str> {
         match self {
             Self::Null => "nothing".into(),
             Self::Bool(b) => if *b { "true" } else { "false" }.into(),
@@ -78,27 +83,9 @@ pub struct Document {
 impl Document {
     /// Reads YAML; `origin` names it in errors. An empty text is an empty table.
     pub fn yaml(origin: &str, text: &str) -> Result<Self, ConfigError> {
-        let options = serde_saphyr::options! {
-            budget: serde_saphyr::budget! { max_depth: MAX_DEPTH, max_aliases: MAX_ALIASES },
-            alias_limits: serde_saphyr::alias_limits! { max_total_replayed_events: MAX_ALIAS_EVENTS },
-            with_snippet: false,
-        };
-        match serde_saphyr::from_str_with_options::<Node>(text, options) {
-            Ok(root) => Ok(Self {
-                origin: origin.to_owned(),
-                root,
-            }),
-            Err(error) => {
-                let at = error.location().map(At::from).unwrap_or_default();
-                let message = error.without_snippet().to_string();
-                // The crate appends the place to its message; ours stands in front of it.
-                let message = message.split(" at line ").next().unwrap_or_default();
-                Err(ConfigError::at(
-                    origin,
-                    at,
-                    format!("not valid YAML: {message}"),
-                ))
-            }
+        match yaml::parse(text) {
+            Ok(root) => Ok(Self { origin: origin.to_owned(), root }),
+            Err(error) => Err(ConfigError::at(origin, error.at, format!("not valid YAML: {}", error.message))),
         }
     }
 
@@ -106,37 +93,19 @@ impl Document {
     pub fn toml(origin: &str, text: &str) -> Result<Self, ConfigError> {
         match toml::de::DeTable::parse(text) {
             Ok(table) => {
-                let root = Node {
-                    at: At::default(),
-                    value: Value::table(table.into_inner(), text),
-                };
-                Ok(Self {
-                    origin: origin.to_owned(),
-                    root,
-                })
+                let root = Node { at: At::default(), value: Value::table(table.into_inner(), text) };
+                Ok(Self { origin: origin.to_owned(), root })
             }
             Err(error) => {
-                let at = error
-                    .span()
-                    .map(|span| At::offset(text, span.start))
-                    .unwrap_or_default();
-                Err(ConfigError::at(
-                    origin,
-                    at,
-                    format!("not valid TOML: {}", error.message()),
-                ))
+                let at = error.span().map(|span| At::offset(text, span.start)).unwrap_or_default();
+                Err(ConfigError::at(origin, at, format!("not valid TOML: {}", error.message())))
             }
         }
     }
 
     /// The outermost table.
     pub fn root(&self) -> Result<Section<'_>, ConfigError> {
-        Item {
-            origin: &self.origin,
-            path: String::new(),
-            node: &self.root,
-        }
-        .section()
+        Item { origin: &self.origin, path: String::new(), node: &self.root }.section()
     }
 }
 
@@ -167,28 +136,18 @@ impl<'a> Section<'a> {
     pub fn section(&self, key: &str) -> Result<Section<'a>, ConfigError> {
         match self.get(key) {
             Some(item) => item.section(),
-            None => Ok(Section {
-                origin: self.origin,
-                path: self.join(key),
-                entries: &[],
-            }),
+            None => Ok(Section { origin: self.origin, path: self.join(key), entries: &[] }),
         }
     }
 
     /// Every key with its item, nulls included, in the order of the file.
     pub fn items(&self) -> impl Iterator<Item = (&'a str, Item<'a>)> + '_ {
-        self.entries
-            .iter()
-            .map(|entry| (entry.key.as_str(), self.item(entry)))
+        self.entries.iter().map(|entry| (entry.key.as_str(), self.item(entry)))
     }
 
     /// Refuses a key that is not among `known`, naming the nearest that is.
     pub fn only(&self, known: &[&str]) -> Result<(), ConfigError> {
-        let Some(entry) = self
-            .entries
-            .iter()
-            .find(|entry| !known.contains(&entry.key.as_str()))
-        else {
+        let Some(entry) = self.entries.iter().find(|entry| !known.contains(&entry.key.as_str())) else {
             return Ok(());
         };
         let advice = match nearest(&entry.key, known) {
@@ -196,45 +155,25 @@ impl<'a> Section<'a> {
             None => format!("known here: {}", known.join(", ")),
         };
         let path = self.join(quote(&entry.key).bare());
-        Err(ConfigError::at(
-            self.origin,
-            entry.at,
-            format!("unknown key {path}; {advice}"),
-        ))
+        Err(ConfigError::at(self.origin, entry.at, format!("unknown key {path}; {advice}")))
     }
 
     /// Keys that are not among `known` but look like a slip of one: (path, place, the known key).
-    pub fn slips(
-        &self,
-        known: &'static [&'static str],
-    ) -> impl Iterator<Item = (String, String, &'static str)> + '_ {
-        self.entries
-            .iter()
-            .filter(|entry| !known.contains(&entry.key.as_str()))
-            .filter_map(|entry| {
-                // Short words lie near each other by chance.
-                let near = known
-                    .iter()
-                    .find(|known| distance(&entry.key, known) <= known.len() / 4)?;
-                let place = place(self.origin, entry.at);
-                Some((self.join(quote(&entry.key).bare()), place, *near))
-            })
+    pub fn slips(&self, known: &'static [&'static str]) -> impl Iterator<Item = (String, String, &'static str)> + '_ {
+        self.entries.iter().filter(|entry| !known.contains(&entry.key.as_str())).filter_map(|entry| {
+            // Short words lie near each other by chance.
+            let near = known.iter().find(|known| distance(&entry.key, known) <= known.len() / 4)?;
+            let place = place(self.origin, entry.at);
+            Some((self.join(quote(&entry.key).bare()), place, *near))
+        })
     }
 
     fn item(&self, entry: &'a Entry) -> Item<'a> {
-        Item {
-            origin: self.origin,
-            path: self.join(&entry.key),
-            node: &entry.node,
-        }
+        Item { origin: self.origin, path: self.join(&entry.key), node: &entry.node }
     }
 
     fn join(&self, key: impl fmt::Display) -> String {
-        if self.path.is_empty() {
-            key.to_string()
-        } else {
-            format!("{}.{key}", self.path)
-        }
+        if self.path.is_empty() { key.to_string() } else { format!("{}.{key}", self.path) }
     }
 }
 
@@ -270,11 +209,7 @@ impl<'a> Item<'a> {
             Value::Null => &[],
             _ => return Err(self.refuse("a table of keys")),
         };
-        Ok(Section {
-            origin: self.origin,
-            path: self.path.clone(),
-            entries,
-        })
+        Ok(Section { origin: self.origin, path: self.path.clone(), entries })
     }
 
     /// The value as text; an empty one says nothing (Beta9 writes its unset settings so).
@@ -305,13 +240,7 @@ impl<'a> Item<'a> {
 
     /// The value as one of `choices`, an empty text being none of them.
     pub fn choice<T: Copy>(&self, choices: &[(&str, T)]) -> Result<Option<T>, ConfigError> {
-        let names = || {
-            choices
-                .iter()
-                .map(|(name, _)| *name)
-                .collect::<Vec<_>>()
-                .join(", ")
-        };
+        let names = || choices.iter().map(|(name, _)| *name).collect::<Vec<_>>().join(", ");
         let allowed = || self.refuse(format_args!("allowed; allowed: {}", names()));
         let Some(text) = self.text().map_err(|_| allowed())? else {
             return Ok(None);
@@ -327,11 +256,7 @@ impl<'a> Item<'a> {
         let Value::List(nodes) = &self.node.value else {
             return Err(self.refuse("a list"));
         };
-        let item = |(i, node)| Item {
-            origin: self.origin,
-            path: format!("{}[{i}]", self.path),
-            node,
-        };
+        let item = |(i, node)| Item { origin: self.origin, path: format!("{}[{i}]", self.path), node };
         Ok(nodes.iter().enumerate().map(item).collect())
     }
 
@@ -343,19 +268,12 @@ impl<'a> Item<'a> {
 
 /// `origin:line:column`, as far as the place is known.
 pub fn place(origin: &str, at: At) -> String {
-    if at.line == 0 {
-        origin.to_owned()
-    } else {
-        format!("{origin}:{}:{}", at.line, at.column)
-    }
+    if at.line == 0 { origin.to_owned() } else { format!("{origin}:{}:{}", at.line, at.column) }
 }
 
 /// The known key that `key` was most likely meant to be; none when nothing is near.
 pub fn nearest<'k>(key: &str, known: &[&'k str]) -> Option<&'k str> {
-    let (far, near) = known
-        .iter()
-        .map(|known| (distance(key, known), *known))
-        .min()?;
+    let (far, near) = known.iter().map(|known| (distance(key, known), *known)).min()?;
     // Half of it wrong is another word; a hostile key of megabytes is never compared in full.
     (far <= key.chars().count().max(near.len()) / 2).then_some(near)
 }
@@ -388,28 +306,13 @@ impl At {
         let line_start = before.rfind('\n').map_or(0, |newline| newline + 1);
         let line = before.bytes().filter(|byte| *byte == b'\n').count() + 1;
         let column = before[line_start..].chars().count() + 1;
-        Self {
-            line: line as u64,
-            column: column as u64,
-        }
-    }
-}
-
-impl From<serde_saphyr::Location> for At {
-    fn from(location: serde_saphyr::Location) -> Self {
-        Self {
-            line: location.line(),
-            column: location.column(),
-        }
+        Self { line: line as u64, column: column as u64 }
     }
 }
 
 impl Value {
     fn table(table: toml::de::DeTable<'_>, text: &str) -> Self {
-        let entry = |(key, value): (
-            toml::Spanned<Cow<'_, str>>,
-            toml::Spanned<toml::de::DeValue<'_>>,
-        )| Entry {
+        let entry = |(key, value): (toml::Spanned<Cow<'_, str>>, toml::Spanned<toml::de::DeValue<'_>>)| Entry {
             at: At::offset(text, key.span().start),
             key: key.into_inner().into_owned(),
             node: Self::node(value, text),
@@ -426,113 +329,9 @@ impl Value {
             DeValue::Integer(number) => Self::Number(number.as_str().to_owned()),
             DeValue::Float(number) => Self::Number(number.as_str().to_owned()),
             DeValue::Datetime(date) => Self::Number(date.to_string()),
-            DeValue::Array(items) => Self::List(
-                items
-                    .into_iter()
-                    .map(|item| Self::node(item, text))
-                    .collect(),
-            ),
+            DeValue::Array(items) => Self::List(items.into_iter().map(|item| Self::node(item, text)).collect()),
             DeValue::Table(table) => Self::table(table, text),
         };
         Node { at, value }
-    }
-}
-
-impl<'de> Deserialize<'de> for Node {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let spanned = Spanned::<Value>::deserialize(deserializer)?;
-        Ok(Self {
-            at: spanned.referenced.into(),
-            value: spanned.value,
-        })
-    }
-}
-
-impl<'de> Deserialize<'de> for Value {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_any(ValueVisitor)
-    }
-}
-
-struct ValueVisitor;
-
-impl<'de> Visitor<'de> for ValueVisitor {
-    type Value = Value;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("a value")
-    }
-
-    fn visit_unit<E>(self) -> Result<Value, E> {
-        Ok(Value::Null)
-    }
-
-    fn visit_none<E>(self) -> Result<Value, E> {
-        Ok(Value::Null)
-    }
-
-    fn visit_some<D: Deserializer<'de>>(self, deserializer: D) -> Result<Value, D::Error> {
-        Value::deserialize(deserializer)
-    }
-
-    fn visit_bool<E>(self, flag: bool) -> Result<Value, E> {
-        Ok(Value::Bool(flag))
-    }
-
-    fn visit_i64<E>(self, number: i64) -> Result<Value, E> {
-        Ok(Value::Number(number.to_string()))
-    }
-
-    fn visit_u64<E>(self, number: u64) -> Result<Value, E> {
-        Ok(Value::Number(number.to_string()))
-    }
-
-    fn visit_i128<E>(self, number: i128) -> Result<Value, E> {
-        Ok(Value::Number(number.to_string()))
-    }
-
-    fn visit_u128<E>(self, number: u128) -> Result<Value, E> {
-        Ok(Value::Number(number.to_string()))
-    }
-
-    fn visit_f64<E>(self, number: f64) -> Result<Value, E> {
-        Ok(Value::Number(number.to_string()))
-    }
-
-    fn visit_str<E>(self, text: &str) -> Result<Value, E> {
-        Ok(Value::Text(text.to_owned()))
-    }
-
-    fn visit_string<E>(self, text: String) -> Result<Value, E> {
-        Ok(Value::Text(text))
-    }
-
-    /// `!!binary`: not ours, but a file may hold it where we look past it.
-    fn visit_bytes<E>(self, bytes: &[u8]) -> Result<Value, E> {
-        Ok(Value::Text(String::from_utf8_lossy(bytes).into_owned()))
-    }
-
-    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Value, A::Error> {
-        let mut nodes = Vec::new();
-        while let Some(node) = seq.next_element()? {
-            nodes.push(node);
-        }
-        Ok(Value::List(nodes))
-    }
-
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Value, A::Error> {
-        let mut entries = Vec::new();
-        while let Some(key) = map.next_key::<Node>()? {
-            let name = match key.value {
-                Value::Text(text) | Value::Number(text) => text,
-                other => other.show().into_owned(),
-            };
-            entries.push(Entry {
-                key: name,
-                at: key.at,
-                node: map.next_value()?,
-            });
-        }
-        Ok(Value::Table(entries))
     }
 }

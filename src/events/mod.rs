@@ -43,20 +43,14 @@ impl Events {
     pub fn start(address: PathBuf, namespace: &str) -> Self {
         let (queue, items) = mpsc::unbounded_channel();
         tokio::spawn(deliver(items, address));
-        Self {
-            queue,
-            namespace: namespace.to_owned(),
-        }
+        Self { queue, namespace: namespace.to_owned() }
     }
 
     /// Appends an event, stamped with the present time. Never blocks, never fails.
     pub fn publish<E: TaskEvent>(&self, event: E) {
         // As containerd's typeurl does it: the bare message name, without a host before it.
-        let any = Any {
-            type_url: E::TYPE.to_owned(),
-            value: event.write_to_bytes().unwrap_or_default(),
-            ..Any::default()
-        };
+        let any =
+            Any { type_url: E::TYPE.to_owned(), value: event.write_to_bytes().unwrap_or_default(), ..Any::default() };
         let envelope = Envelope {
             timestamp: MessageField::some(timestamp(SystemTime::now())),
             namespace: self.namespace.clone(),
@@ -72,12 +66,8 @@ impl Events {
     /// Waits until everything published before has been acknowledged, `limit` at most. For the shim's own end only.
     pub async fn flush(&self, limit: Duration) {
         let (done, flushed) = oneshot::channel();
-        if self.queue.send(Item::Flush(done)).is_ok()
-            && tokio::time::timeout(limit, flushed).await.is_err()
-        {
-            log::error!(
-                "containerd did not take the last events in time; they are lost with this shim"
-            );
+        if self.queue.send(Item::Flush(done)).is_ok() && tokio::time::timeout(limit, flushed).await.is_err() {
+            log::error!("containerd did not take the last events in time; they are lost with this shim");
         }
     }
 }
@@ -89,10 +79,8 @@ async fn deliver(mut items: mpsc::UnboundedReceiver<Item>, address: PathBuf) {
             Item::Flush(done) => drop(done.send(())),
             Item::Event(envelope) => {
                 let topic = envelope.topic.clone();
-                let request = ForwardRequest {
-                    envelope: MessageField::from_option(Some(*envelope)),
-                    ..Default::default()
-                };
+                let request =
+                    ForwardRequest { envelope: MessageField::from_option(Some(*envelope)), ..Default::default() };
                 let payload = request.write_to_bytes().unwrap_or_default();
                 let mut pause = FIRST_PAUSE;
                 let mut tries = 0u32;
@@ -113,18 +101,12 @@ async fn deliver(mut items: mpsc::UnboundedReceiver<Item>, address: PathBuf) {
     }
 }
 
-async fn forward(
-    connection: &mut Option<Client>,
-    address: &std::path::Path,
-    payload: &[u8],
-) -> Result<(), CallError> {
+async fn forward(connection: &mut Option<Client>, address: &std::path::Path, payload: &[u8]) -> Result<(), CallError> {
     let mut client = match connection.take() {
         Some(client) => client,
         None => Client::connect(address).await?,
     };
-    client
-        .call(SERVICE, "Forward", payload.to_vec(), TRY)
-        .await?;
+    client.call(SERVICE, "Forward", payload.to_vec(), TRY).await?;
     *connection = Some(client);
     Ok(())
 }
@@ -162,12 +144,6 @@ topics! {
 
 /// The protobuf form of a point in time. Times before 1970 (a broken clock) become 1970.
 pub fn timestamp(at: SystemTime) -> Timestamp {
-    let since = at
-        .duration_since(SystemTime::UNIX_EPOCH)
-        .unwrap_or_default();
-    Timestamp {
-        seconds: since.as_secs() as i64,
-        nanos: since.subsec_nanos() as i32,
-        ..Timestamp::default()
-    }
+    let since = at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    Timestamp { seconds: since.as_secs() as i64, nanos: since.subsec_nanos() as i32, ..Timestamp::default() }
 }

@@ -37,13 +37,8 @@ pub struct Client {
 impl Client {
     /// Connects to the socket at `address`.
     pub async fn connect(address: &Path) -> Result<Self, CallError> {
-        let stream = UnixStream::connect(address)
-            .await
-            .map_err(|error| CallError::Connection(error.to_string()))?;
-        Ok(Self {
-            stream,
-            next_stream_id: 1,
-        })
+        let stream = UnixStream::connect(address).await.map_err(|error| CallError::Connection(error.to_string()))?;
+        Ok(Self { stream, next_stream_id: 1 })
     }
 
     /// Calls `service`/`method` and returns the response's payload. Not cancel-safe: a call given up half-way leaves
@@ -68,29 +63,19 @@ impl Client {
         let response = response.map_err(|_| CallError::Timeout(deadline))??;
         let status = response.status();
         if status.code() != Code::OK {
-            return Err(CallError::Refused {
-                code: status.code() as i32,
-                message: status.message().to_owned(),
-            });
+            return Err(CallError::Refused { code: status.code() as i32, message: status.message().to_owned() });
         }
         Ok(response.payload)
     }
 
     async fn exchange(&mut self, stream_id: u32, request: &Request) -> Result<Response, CallError> {
         let broken = |what: String| CallError::Connection(what);
-        let payload = request
-            .encode()
-            .map_err(|error| broken(error.to_string()))?;
+        let payload = request.encode().map_err(|error| broken(error.to_string()))?;
         let header = MessageHeader::new_request(stream_id, payload.len() as u32);
         let frame = GenMessage { header, payload };
-        frame
-            .write_to(&mut self.stream)
-            .await
-            .map_err(|error| broken(error.to_string()))?;
+        frame.write_to(&mut self.stream).await.map_err(|error| broken(error.to_string()))?;
         loop {
-            let frame = GenMessage::read_from(&mut self.stream)
-                .await
-                .map_err(|error| broken(format!("{error:?}")))?;
+            let frame = GenMessage::read_from(&mut self.stream).await.map_err(|error| broken(format!("{error:?}")))?;
             if frame.header.type_ == MESSAGE_TYPE_RESPONSE && frame.header.stream_id == stream_id {
                 return Response::decode(&frame.payload).map_err(|error| broken(error.to_string()));
             }

@@ -13,9 +13,7 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::Mutex;
 use tokio::task::JoinSet;
 use ttrpc::r#async::{Service, TtrpcContext};
-use ttrpc::proto::{
-    Codec, GenMessage, GenMessageError, MESSAGE_LENGTH_MAX, MESSAGE_TYPE_REQUEST, MessageHeader,
-};
+use ttrpc::proto::{Codec, GenMessage, GenMessageError, MESSAGE_LENGTH_MAX, MESSAGE_TYPE_REQUEST, MessageHeader};
 use ttrpc::{Code, Error, Request, Response, get_status};
 
 /// Services by their full name, as the generated `create_*` functions return them.
@@ -71,44 +69,27 @@ async fn answer(frame: GenMessage, services: &Services) -> Option<Response> {
         return None;
     }
     if frame.header.stream_id % 2 == 0 {
-        return Some(status(
-            Code::INVALID_ARGUMENT,
-            "a request's stream id must be odd",
-        ));
+        return Some(status(Code::INVALID_ARGUMENT, "a request's stream id must be odd"));
     }
     let request = match Request::decode(&frame.payload) {
         Ok(request) => request,
         Err(error) => {
-            return Some(status(
-                Code::INVALID_ARGUMENT,
-                format!("malformed request: {error}"),
-            ));
+            return Some(status(Code::INVALID_ARGUMENT, format!("malformed request: {error}")));
         }
     };
-    let method = services
-        .get(&request.service)
-        .and_then(|service| service.methods.get(&request.method));
+    let method = services.get(&request.service).and_then(|service| service.methods.get(&request.method));
     let Some(method) = method else {
         let what = format!("/{}/{} is not implemented", request.service, request.method);
         return Some(status(Code::UNIMPLEMENTED, what));
     };
-    let context = TtrpcContext {
-        mh: frame.header,
-        timeout_nano: request.timeout_nano,
-        ..TtrpcContext::default()
-    };
-    let deadline = u64::try_from(request.timeout_nano)
-        .ok()
-        .filter(|nanos| *nanos > 0);
+    let context = TtrpcContext { mh: frame.header, timeout_nano: request.timeout_nano, ..TtrpcContext::default() };
+    let deadline = u64::try_from(request.timeout_nano).ok().filter(|nanos| *nanos > 0);
     let call = method.handler(context, request);
     let result = match deadline {
         None => call.await,
         Some(nanos) => match tokio::time::timeout(Duration::from_nanos(nanos), call).await {
             Ok(result) => result,
-            Err(_) => Err(Error::RpcStatus(get_status(
-                Code::DEADLINE_EXCEEDED,
-                "the caller's deadline passed",
-            ))),
+            Err(_) => Err(Error::RpcStatus(get_status(Code::DEADLINE_EXCEEDED, "the caller's deadline passed"))),
         },
     };
     Some(result.unwrap_or_else(Response::from))
@@ -130,16 +111,10 @@ async fn respond(writer: &Mutex<OwnedWriteHalf>, stream_id: u32, response: Respo
     if payload.len() > MESSAGE_LENGTH_MAX {
         let refusal = status(
             Code::RESOURCE_EXHAUSTED,
-            format!(
-                "the answer has {} bytes, more than ttrpc can carry",
-                payload.len()
-            ),
+            format!("the answer has {} bytes, more than ttrpc can carry", payload.len()),
         );
         payload = refusal.encode().unwrap_or_default();
     }
-    let frame = GenMessage {
-        header: MessageHeader::new_response(stream_id, payload.len() as u32),
-        payload,
-    };
+    let frame = GenMessage { header: MessageHeader::new_response(stream_id, payload.len() as u32), payload };
     let _ = frame.write_to(&mut *writer.lock().await).await;
 }

@@ -56,6 +56,8 @@ pub enum Streams {
         /// Standard error.
         stderr: Option<OwnedFd>,
     },
+    /// This terminal, for all three and to be controlled by it.
+    Terminal(OwnedFd),
 }
 
 /// What a finished program left.
@@ -93,19 +95,12 @@ pub enum CommandError {
 impl Command {
     /// A command with captured output.
     pub fn new(program: &str, args: Vec<String>, deadline: Duration) -> Self {
-        Self {
-            program: program.to_owned(),
-            args,
-            directory: None,
-            streams: Streams::Captured,
-            deadline,
-        }
+        Self { program: program.to_owned(), args, directory: None, streams: Streams::Captured, deadline }
     }
 
     /// Starts it, to be waited for by the caller; the deadline is the caller's as well.
     pub fn spawn(mut self, reaper: &Reaper) -> Result<Running, CommandError> {
-        self.prepare()
-            .and_then(|(process, _)| self.spawn_prepared(process, reaper))
+        self.prepare().and_then(|(process, _)| self.spawn_prepared(process, reaper))
     }
 
     /// Runs it to its end. On cancel the program is killed.
@@ -125,19 +120,12 @@ impl Command {
         match finished.await {
             Ok(Ok(exit)) => {
                 running.group.0 = None;
-                Ok(Output {
-                    exit,
-                    stdout: rest(stdout),
-                    stderr: rest(stderr),
-                })
+                Ok(Output { exit, stdout: rest(stdout), stderr: rest(stderr) })
             }
             Ok(Err(_)) | Err(_) => {
                 running.kill();
                 let _ = tokio::time::timeout(LAST_BREATH, running.exit).await;
-                Err(CommandError::Deadline {
-                    line: self.line(),
-                    deadline: self.deadline,
-                })
+                Err(CommandError::Deadline { line: self.line(), deadline: self.deadline })
             }
         }
     }
@@ -146,31 +134,30 @@ impl Command {
     fn prepare(&mut self) -> Result<(Process, [Option<Kept>; 2]), CommandError> {
         let mut process = Process::new(&self.program);
         // A notify socket is the service manager's business with containerd, not with a container.
-        process
-            .args(&self.args)
-            .process_group(0)
-            .env_remove("NOTIFY_SOCKET");
+        process.args(&self.args).env_remove("NOTIFY_SOCKET");
+        let terminal = matches!(self.streams, Streams::Terminal(_));
+        if terminal {
+            // A session is a group of its own as well.
+            // SAFETY: between fork and exec, only two system calls that are safe there.
+            unsafe { process.pre_exec(lead_session) };
+        } else {
+            process.process_group(0);
+        }
         if let Some(directory) = &self.directory {
             process.current_dir(directory);
         }
         let mut outputs = [None, None];
         match std::mem::take(&mut self.streams) {
-            Streams::Given {
-                stdin,
-                stdout,
-                stderr,
-            } => {
+            Streams::Given { stdin, stdout, stderr } => {
                 let stream = |fd: Option<OwnedFd>| fd.map_or_else(Stdio::null, Stdio::from);
-                process
-                    .stdin(stream(stdin))
-                    .stdout(stream(stdout))
-                    .stderr(stream(stderr));
+                process.stdin(stream(stdin)).stdout(stream(stdout)).stderr(stream(stderr));
+            }
+            Streams::Terminal(terminal) => {
+                let stream = |fd: &OwnedFd| fd.try_clone().map(Stdio::from).map_err(|error| self.cannot_spawn(error));
+                process.stdin(stream(&terminal)?).stdout(stream(&terminal)?).stderr(terminal);
             }
             Streams::Captured => {
-                let spawn = |error| CommandError::Spawn {
-                    program: self.program.clone(),
-                    error,
-                };
+                let spawn = |error| self.cannot_spawn(error);
                 process.stdin(Stdio::null());
                 for (output, limit) in outputs.iter_mut().zip([KEPT_OUTPUT, KEPT_ERRORS]) {
                     let (writer, reader) = pipe::pipe().map_err(spawn)?;
@@ -179,45 +166,39 @@ impl Command {
                         KEPT_OUTPUT => process.stdout(writer),
                         _ => process.stderr(writer),
                     };
-                    *output = Some(Kept {
-                        reader,
-                        content: Vec::new(),
-                        limit,
-                    });
+                    *output = Some(Kept { reader, content: Vec::new(), limit });
                 }
             }
         }
         Ok((process, outputs))
     }
 
-    fn spawn_prepared(
-        &self,
-        mut process: Process,
-        reaper: &Reaper,
-    ) -> Result<Running, CommandError> {
+    fn spawn_prepared(&self, mut process: Process, reaper: &Reaper) -> Result<Running, CommandError> {
         log::debug!(command = self.line().as_str(); "running");
         let spawned = process.spawn();
         // Our copies of its descriptors go now: a pipe has its end when the child's side alone is closed.
         drop(process);
-        let child = spawned.map_err(|error| CommandError::Spawn {
-            program: self.program.clone(),
-            error,
-        })?;
+        let child = spawned.map_err(|error| self.cannot_spawn(error))?;
         let pid = child.id() as i32;
-        Ok(Running {
-            exit: reaper.claim(pid),
-            group: Group(Some(Pid::from_raw(pid))),
-        })
+        Ok(Running { exit: reaper.claim(pid), group: Group(Some(Pid::from_raw(pid))) })
+    }
+
+    fn cannot_spawn(&self, error: io::Error) -> CommandError {
+        CommandError::Spawn { program: self.program.clone(), error }
     }
 
     /// The program and its arguments, for logs and errors.
     fn line(&self) -> String {
-        std::iter::once(&self.program)
-            .chain(&self.args)
-            .map(String::as_str)
-            .collect::<Vec<_>>()
-            .join(" ")
+        std::iter::once(&self.program).chain(&self.args).map(String::as_str).collect::<Vec<_>>().join(" ")
     }
+}
+
+/// Makes the process the leader of a session whose terminal is its standard input.
+fn lead_session() -> io::Result<()> {
+    nix::unistd::setsid()?;
+    // SAFETY: descriptor 0 is the terminal; the request takes an integer.
+    nix::errno::Errno::result(unsafe { nix::libc::ioctl(0, nix::libc::TIOCSCTTY, 0) })?;
+    Ok(())
 }
 
 /// A program that runs. Dropped before its end, it is killed with its group.

@@ -65,9 +65,7 @@ impl RuntimeError {
             .or_else(|| last_line(&output.stderr))
             .or_else(|| last_line(&output.stdout))
             .unwrap_or_else(|| format!("exit status {}, and not a word of why", output.exit.code));
-        let name = Path::new(program)
-            .file_name()
-            .map_or(program.into(), |name| name.to_string_lossy());
+        let name = Path::new(program).file_name().map_or(program.into(), |name| name.to_string_lossy());
         let said: String = said.chars().take(LONGEST_REASON).collect();
         Self::from_words(format!("{name} {command}: {said}"))
     }
@@ -99,20 +97,14 @@ fn last_error_in(content: &[u8]) -> Option<String> {
     serde_json::Deserializer::from_slice(content)
         .into_iter::<Entry>()
         .map_while(Result::ok)
-        .filter(|entry| {
-            ["error", "fatal", "panic"].contains(&entry.level.as_str())
-                && !entry.msg.trim().is_empty()
-        })
+        .filter(|entry| ["error", "fatal", "panic"].contains(&entry.level.as_str()) && !entry.msg.trim().is_empty())
         .last()
         .map(|entry| entry.msg.trim().to_owned())
 }
 
 fn last_line(text: &[u8]) -> Option<String> {
     let text = String::from_utf8_lossy(text);
-    text.lines()
-        .map(str::trim)
-        .rfind(|line| !line.is_empty())
-        .map(str::to_owned)
+    text.lines().map(str::trim).rfind(|line| !line.is_empty()).map(str::to_owned)
 }
 
 #[cfg(test)]
@@ -129,14 +121,9 @@ mod tests {
 
     #[test]
     fn a_log_that_is_no_log_has_no_reason() {
-        for content in [
-            &b""[..],
-            b"garbage",
-            b"{\"level\":",
-            b"[1,2]",
-            b"{\"level\":\"error\",\"msg\":\" \"}",
-            b"\xff\xfe",
-        ] {
+        for content in
+            [&b""[..], b"garbage", b"{\"level\":", b"[1,2]", b"{\"level\":\"error\",\"msg\":\" \"}", b"\xff\xfe"]
+        {
             assert_eq!(last_error_in(content), None, "{content:?}");
         }
         let cut = b"{\"level\":\"error\",\"msg\":\"whole\"}{\"level\":\"error\",\"msg\":\"cu";
@@ -147,22 +134,12 @@ mod tests {
     fn the_runtimes_words_mean_the_same_for_all_of_them() {
         use RuntimeError::{Failed, NotFound, NotRunning};
         let meaning = |words: &str| RuntimeError::from_words(words.to_owned());
-        for words in [
-            "container does not exist",
-            "loading container: file does not exist",
-        ] {
+        for words in ["container does not exist", "loading container: file does not exist"] {
             assert!(matches!(meaning(words), NotFound(_)), "{words}");
         }
-        for words in [
-            "container not running",
-            "sandbox is not running",
-            "os: process already finished",
-        ] {
+        for words in ["container not running", "sandbox is not running", "os: process already finished"] {
             assert!(matches!(meaning(words), NotRunning(_)), "{words}");
         }
-        assert!(matches!(
-            meaning("exec: \"nope\": executable file not found in $PATH"),
-            Failed(_)
-        ));
+        assert!(matches!(meaning("exec: \"nope\": executable file not found in $PATH"), Failed(_)));
     }
 }

@@ -19,15 +19,9 @@ const KVM_RUN: libc::Ioctl = 0xAE80;
 /// In words that name the step that failed.
 pub fn probe() -> Result<(), String> {
     let step = |what: &'static str| move |error: io::Error| format!("{what}: {error}");
-    let kvm = File::options()
-        .read(true)
-        .write(true)
-        .open("/dev/kvm")
-        .map_err(step("cannot open /dev/kvm"))?;
-    let machine =
-        descriptor(&kvm, KVM_CREATE_VM).map_err(step("/dev/kvm makes no virtual machine"))?;
-    let cpu =
-        descriptor(&machine, KVM_CREATE_VCPU).map_err(step("/dev/kvm makes no virtual CPU"))?;
+    let kvm = File::options().read(true).write(true).open("/dev/kvm").map_err(step("cannot open /dev/kvm"))?;
+    let machine = descriptor(&kvm, KVM_CREATE_VM).map_err(step("/dev/kvm makes no virtual machine"))?;
+    let cpu = descriptor(&machine, KVM_CREATE_VCPU).map_err(step("/dev/kvm makes no virtual CPU"))?;
     // SAFETY: these requests take no argument but an integer.
     let run = unsafe { libc::ioctl(cpu.as_raw_fd(), KVM_RUN, 0) };
     if run < 0 {

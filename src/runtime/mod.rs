@@ -15,6 +15,7 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use nix::errno::Errno;
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
@@ -81,19 +82,19 @@ pub struct ProcessStreams {
 }
 
 impl From<ProcessStreams> for Streams {
-    fn from(
-        ProcessStreams {
-            stdin,
-            stdout,
-            stderr,
-        }: ProcessStreams,
-    ) -> Self {
-        Self::Given {
-            stdin,
-            stdout,
-            stderr,
-        }
+    fn from(ProcessStreams { stdin, stdout, stderr }: ProcessStreams) -> Self {
+        Self::Given { stdin, stdout, stderr }
     }
+}
+
+/// What an exec'd process is given.
+pub enum ExecStreams<'a> {
+    /// Three streams.
+    Pipes(ProcessStreams),
+    /// A terminal that the runtime makes and sends to this socket, named relative to the bundle.
+    Socket(&'a Path),
+    /// This terminal.
+    Terminal(OwnedFd),
 }
 
 /// Whom a signal is for.
@@ -115,12 +116,7 @@ impl Runtime {
             Selected::Runc { .. } => Kind::Runc,
             Selected::Gvisor(_) => Kind::Runsc,
         };
-        base.extend([
-            "--log".to_owned(),
-            path(&bundle.join(LOG)),
-            "--log-format".to_owned(),
-            "json".to_owned(),
-        ]);
+        base.extend(["--log".to_owned(), path(&bundle.join(LOG)), "--log-format".to_owned(), "json".to_owned()]);
         Self {
             kind,
             program: record.decision.runtime.binary().to_owned(),
@@ -147,11 +143,7 @@ impl Runtime {
     ///
     /// # Errors
     /// Nothing is left behind by the runtime, as far as `delete --force` can see to it.
-    pub async fn create(
-        &self,
-        streams: ProcessStreams,
-        console: Option<&Path>,
-    ) -> Result<Started, RuntimeError> {
+    pub async fn create(&self, streams: ProcessStreams, console: Option<&Path>) -> Result<Started, RuntimeError> {
         if self.kind == Kind::Runsc && self.has_state() {
             // A second create of the same id would destroy the first one's state.
             let root = self.root.display();
@@ -161,20 +153,12 @@ impl Runtime {
             )));
         }
         let mut args = words(&["create", "--bundle"]);
-        args.extend([
-            path(self.bundle.path()),
-            "--pid-file".into(),
-            path(&self.bundle.join(INIT_PID)),
-        ]);
+        args.extend([path(self.bundle.path()), "--pid-file".into(), path(&self.bundle.join(INIT_PID))]);
         self.console(&mut args, console);
         match self.kind {
             Kind::Runc => {
                 args.extend(self.record.no_pivot_root.then(|| "--no-pivot".into()));
-                args.extend(
-                    self.record
-                        .no_new_keyring
-                        .then(|| "--no-new-keyring".into()),
-                );
+                args.extend(self.record.no_new_keyring.then(|| "--no-new-keyring".into()));
             }
             Kind::Runsc => args.extend(["--user-log".into(), path(&self.bundle.join(USER_LOG))]),
         }
@@ -182,16 +166,11 @@ impl Runtime {
         let _kept = self.reaper.expect();
         let created = self.run(args, streams.into(), LONG).await;
         let pid = created.and_then(|_| {
-            let missing =
-                || RuntimeError::Failed(format!("{} create wrote no pid file", self.program));
+            let missing = || RuntimeError::Failed(format!("{} create wrote no pid file", self.program));
             self.bundle.pid(INIT_PID).ok_or_else(missing)
         });
         match pid {
-            Ok(pid) => Ok(Started {
-                pid,
-                inner_pid: None,
-                exit: self.reaper.claim(pid),
-            }),
+            Ok(pid) => Ok(Started { pid, inner_pid: None, exit: self.reaper.claim(pid) }),
             Err(error) => {
                 if let Err(left) = self.delete(true).await {
                     log::warn!(error = left.to_string().as_str(); "a failed create may have left something behind");
@@ -204,9 +183,7 @@ impl Runtime {
     /// Starts the created container. The streams are for a container in another one's sandbox, which gets them here.
     pub async fn start(&self, streams: Option<ProcessStreams>) -> Result<(), RuntimeError> {
         let streams = streams.map_or(Streams::Captured, Into::into);
-        self.run(vec!["start".into(), self.id.to_string()], streams, LONG)
-            .await
-            .map(drop)
+        self.run(vec!["start".into(), self.id.to_string()], streams, LONG).await.map(drop)
     }
 
     /// Sends a signal, by number.
@@ -236,23 +213,31 @@ impl Runtime {
         }
     }
 
+    /// Sends a signal straight to a process that this container's runtime left to us.
+    ///
+    /// # Errors
+    /// [`RuntimeError::NotRunning`] if it has ended.
+    pub fn signal(&self, pid: i32, signal: u32) -> Result<(), RuntimeError> {
+        self.reaper.signal(pid, signal.cast_signed()).map_err(|error| match error {
+            Errno::ESRCH => RuntimeError::NotRunning("process already finished".into()),
+            error => RuntimeError::Failed(format!("cannot send signal {signal}: {error}")),
+        })
+    }
+
     /// Runs another process in the container, described by the file `process`. `name` distinguishes this exec's files
     /// in the bundle; it must not come from the tenant.
-    pub async fn exec(
-        &self,
-        name: &str,
-        process: &Path,
-        streams: ProcessStreams,
-        console: Option<&Path>,
-    ) -> Result<Started, RuntimeError> {
+    pub async fn exec(&self, name: &str, process: &Path, streams: ExecStreams<'_>) -> Result<Started, RuntimeError> {
         let pid_file = format!("{name}.pid");
         let mut args = words(&["exec", "--process"]);
-        args.extend([
-            path(process),
-            "--pid-file".into(),
-            path(&self.bundle.join(&pid_file)),
-        ]);
-        self.console(&mut args, console);
+        args.extend([path(process), "--pid-file".into(), path(&self.bundle.join(&pid_file))]);
+        let streams = match streams {
+            ExecStreams::Pipes(streams) => streams.into(),
+            ExecStreams::Terminal(terminal) => Streams::Terminal(terminal),
+            ExecStreams::Socket(socket) => {
+                self.console(&mut args, Some(socket));
+                ProcessStreams::default().into()
+            }
+        };
         let started = match self.kind {
             Kind::Runc => self.exec_runc(args, &pid_file, streams).await,
             Kind::Runsc => self.exec_runsc(args, name, &pid_file, streams).await,
@@ -266,20 +251,14 @@ impl Runtime {
         &self,
         mut args: Vec<String>,
         pid_file: &str,
-        streams: ProcessStreams,
+        streams: Streams,
     ) -> Result<Started, RuntimeError> {
         args.extend(["--detach".into(), self.id.to_string()]);
         let _kept = self.reaper.expect();
-        self.run(args, streams.into(), LONG).await?;
-        let pid = self
-            .bundle
-            .pid(pid_file)
-            .ok_or_else(|| RuntimeError::Failed("runc exec wrote no pid file".into()))?;
-        Ok(Started {
-            pid,
-            inner_pid: None,
-            exit: self.reaper.claim(pid),
-        })
+        self.run(args, streams, LONG).await?;
+        let pid =
+            self.bundle.pid(pid_file).ok_or_else(|| RuntimeError::Failed("runc exec wrote no pid file".into()))?;
+        Ok(Started { pid, inner_pid: None, exit: self.reaper.claim(pid) })
     }
 
     /// runsc stays, as the process's stand-in, and ends with its exit code. Not with `--detach`, which only forks such
@@ -289,21 +268,14 @@ impl Runtime {
         mut args: Vec<String>,
         name: &str,
         pid_file: &str,
-        streams: ProcessStreams,
+        streams: Streams,
     ) -> Result<Started, RuntimeError> {
         let inner_pid_file = format!("{name}.inner-pid");
-        args.extend([
-            "--internal-pid-file".into(),
-            path(&self.bundle.join(&inner_pid_file)),
-            self.id.to_string(),
-        ]);
-        let mut pid_files =
-            Watch::on(self.bundle.path()).map_err(|error| self.cannot_spawn(error))?;
+        args.extend(["--internal-pid-file".into(), path(&self.bundle.join(&inner_pid_file)), self.id.to_string()]);
+        let mut pid_files = Watch::on(self.bundle.path()).map_err(|error| self.cannot_spawn(error))?;
         let log = self.bundle.join(LOG);
         let mark = error::mark(&log);
-        let mut running = self
-            .command(args, streams.into(), LONG)
-            .spawn(&self.reaper)?;
+        let mut running = self.command(args, streams, LONG).spawn(&self.reaper)?;
         let deadline = tokio::time::sleep(LONG);
         tokio::pin!(deadline);
         let result = loop {
@@ -334,25 +306,17 @@ impl Runtime {
         };
         let inner_pid = self.bundle.pid(&inner_pid_file);
         self.bundle.remove(&inner_pid_file);
-        result.map(|(pid, exit)| Started {
-            pid,
-            inner_pid,
-            exit,
-        })
+        result.map(|(pid, exit)| Started { pid, inner_pid, exit })
     }
 
     /// Freezes the container; in gVisor the whole sandbox.
     pub async fn pause(&self) -> Result<(), RuntimeError> {
-        self.ask(vec!["pause".into(), self.id.to_string()])
-            .await
-            .map(drop)
+        self.ask(vec!["pause".into(), self.id.to_string()]).await.map(drop)
     }
 
     /// Thaws it.
     pub async fn resume(&self) -> Result<(), RuntimeError> {
-        self.ask(vec!["resume".into(), self.id.to_string()])
-            .await
-            .map(drop)
+        self.ask(vec!["resume".into(), self.id.to_string()]).await.map(drop)
     }
 
     /// Applies new resource limits: the JSON of the OCI specification's LinuxResources.
@@ -360,12 +324,7 @@ impl Runtime {
         const FILE: &str = "resources.json";
         let written = self.bundle.write(FILE, resources);
         written.map_err(|error| RuntimeError::Failed(error.to_string()))?;
-        let args = vec![
-            "update".into(),
-            "--resources".into(),
-            path(&self.bundle.join(FILE)),
-            self.id.to_string(),
-        ];
+        let args = vec!["update".into(), "--resources".into(), path(&self.bundle.join(FILE)), self.id.to_string()];
         let updated = self.ask(args).await;
         self.bundle.remove(FILE);
         updated.map(drop)
@@ -373,21 +332,10 @@ impl Runtime {
 
     /// The pids of the container's processes, as seen inside a gVisor sandbox.
     pub async fn inner_pids(&self) -> Result<Vec<u32>, RuntimeError> {
-        let output = self
-            .ask(vec![
-                "ps".into(),
-                "--format".into(),
-                "json".into(),
-                self.id.to_string(),
-            ])
-            .await?;
+        let output = self.ask(vec!["ps".into(), "--format".into(), "json".into(), self.id.to_string()]).await?;
         // runsc prints nothing else, but not always a list: null when there is none.
-        let pids: Option<Vec<u32>> = serde_json::from_slice(&output.stdout).map_err(|error| {
-            RuntimeError::Failed(format!(
-                "{} ps printed no list of pids: {error}",
-                self.program
-            ))
-        })?;
+        let pids: Option<Vec<u32>> = serde_json::from_slice(&output.stdout)
+            .map_err(|error| RuntimeError::Failed(format!("{} ps printed no list of pids: {error}", self.program)))?;
         Ok(pids.unwrap_or_default())
     }
 
@@ -395,10 +343,9 @@ impl Runtime {
     fn has_state(&self) -> bool {
         let prefix = format!("{}_sandbox:", self.id);
         let entries = fs::read_dir(&self.root).into_iter().flatten().flatten();
-        entries.map(|entry| entry.file_name()).any(|name| {
-            name.to_str()
-                .is_some_and(|name| name.starts_with(&prefix) && name.ends_with(".state"))
-        })
+        entries
+            .map(|entry| entry.file_name())
+            .any(|name| name.to_str().is_some_and(|name| name.starts_with(&prefix) && name.ends_with(".state")))
     }
 
     fn console(&self, args: &mut Vec<String>, console: Option<&Path>) {
@@ -408,29 +355,18 @@ impl Runtime {
     }
 
     fn cannot_spawn(&self, error: io::Error) -> CommandError {
-        CommandError::Spawn {
-            program: self.program.clone(),
-            error,
-        }
+        CommandError::Spawn { program: self.program.clone(), error }
     }
 
     async fn ask(&self, args: Vec<String>) -> Result<Output, RuntimeError> {
         self.run(args, Streams::Captured, SHORT).await
     }
 
-    async fn run(
-        &self,
-        args: Vec<String>,
-        streams: Streams,
-        deadline: Duration,
-    ) -> Result<Output, RuntimeError> {
+    async fn run(&self, args: Vec<String>, streams: Streams, deadline: Duration) -> Result<Output, RuntimeError> {
         let name = args[0].clone();
         let log = self.bundle.join(LOG);
         let mark = error::mark(&log);
-        let output = self
-            .command(args, streams, deadline)
-            .run(&self.reaper)
-            .await?;
+        let output = self.command(args, streams, deadline).run(&self.reaper).await?;
         if output.exit.code == 0 {
             Ok(output)
         } else {
@@ -457,10 +393,7 @@ struct Watch(AsyncFd<OwnedFd>);
 impl Watch {
     fn on(directory: &Path) -> io::Result<Self> {
         let inotify = Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK)?;
-        inotify.add_watch(
-            directory,
-            AddWatchFlags::IN_CLOSE_WRITE | AddWatchFlags::IN_MOVED_TO,
-        )?;
+        inotify.add_watch(directory, AddWatchFlags::IN_CLOSE_WRITE | AddWatchFlags::IN_MOVED_TO)?;
         Ok(Self(crate::fd::watch(inotify.into(), Interest::READABLE)?))
     }
 

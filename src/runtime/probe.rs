@@ -32,11 +32,7 @@ pub const KVM_ACTION: &str = "probe-kvm";
 pub async fn facts(needs: &Needs, runsc: &str, reaper: &Reaper) -> HostFacts {
     let mut facts = HostFacts::default();
     if needs.runsc {
-        facts.runsc = Some(
-            ask_runsc(runsc, reaper)
-                .await
-                .unwrap_or_else(|tried| RunscFact::Missing { tried }),
-        );
+        facts.runsc = Some(ask_runsc(runsc, reaper).await.unwrap_or_else(|tried| RunscFact::Missing { tried }));
     }
     if needs.kvm {
         facts.kvm = Some(ask_kvm(reaper).await);
@@ -61,12 +57,8 @@ struct Answer {
 impl Answer {
     /// Whether it is about this very file.
     fn is_about(&self, path: &Path, file: &fs::Metadata) -> bool {
-        (
-            self.path.as_path(),
-            self.size,
-            self.changed_s,
-            self.changed_ns,
-        ) == (path, file.size(), file.mtime(), file.mtime_nsec())
+        (self.path.as_path(), self.size, self.changed_s, self.changed_ns)
+            == (path, file.size(), file.mtime(), file.mtime_nsec())
     }
 }
 
@@ -74,41 +66,27 @@ impl Answer {
 async fn ask_runsc(program: &str, reaper: &Reaper) -> Result<RunscFact, String> {
     let path = find(program).ok_or_else(|| match program.contains('/') {
         true => format!("{program}: there is no such program"),
-        false => format!(
-            "{program} is not in PATH ({})",
-            std::env::var("PATH").unwrap_or_default()
-        ),
+        false => format!("{program} is not in PATH ({})", std::env::var("PATH").unwrap_or_default()),
     })?;
     let shown = path.display();
     let file = fs::metadata(&path).map_err(|error| format!("{shown}: {error}"))?;
     let mut kept = kept();
     if let Some(answer) = kept.iter().find(|answer| answer.is_about(&path, &file)) {
-        return Ok(RunscFact::Found {
-            version: answer.version.clone(),
-            nvproxy: answer.nvproxy,
-        });
+        return Ok(RunscFact::Found { version: answer.version.clone(), nvproxy: answer.nvproxy });
     }
     let ask = async |question: &str| {
-        let output = Command::new(&path.to_string_lossy(), vec![question.to_owned()], RUNSC)
-            .run(reaper)
-            .await;
+        let output = Command::new(&path.to_string_lossy(), vec![question.to_owned()], RUNSC).run(reaper).await;
         match output {
             Ok(output) if output.exit.code == 0 => Ok(text(&output)),
-            Ok(output) => Err(format!(
-                "{shown} {question}: exit status {}: {}",
-                output.exit.code,
-                text(&output).trim()
-            )),
+            Ok(output) => {
+                Err(format!("{shown} {question}: exit status {}: {}", output.exit.code, text(&output).trim()))
+            }
             Err(error) => Err(error.to_string()),
         }
     };
     let said = ask("--version").await?;
-    let version = version(&said).ok_or_else(|| {
-        format!(
-            "{shown} --version said {:?}, which is not runsc",
-            first_line(&said)
-        )
-    })?;
+    let version =
+        version(&said).ok_or_else(|| format!("{shown} --version said {:?}, which is not runsc", first_line(&said)))?;
     let answer = Answer {
         size: file.size(),
         changed_s: file.mtime(),
@@ -117,10 +95,7 @@ async fn ask_runsc(program: &str, reaper: &Reaper) -> Result<RunscFact, String> 
         version,
         path: path.clone(),
     };
-    let fact = RunscFact::Found {
-        version: answer.version.clone(),
-        nvproxy: answer.nvproxy,
-    };
+    let fact = RunscFact::Found { version: answer.version.clone(), nvproxy: answer.nvproxy };
     kept.retain(|other| other.path != answer.path);
     kept.push(answer);
     kept.drain(..kept.len().saturating_sub(MOST_KEPT));
@@ -132,43 +107,27 @@ async fn ask_runsc(program: &str, reaper: &Reaper) -> Result<RunscFact, String> 
 
 /// A program's file: as it is if it is a path, else the first in PATH that can be executed.
 fn find(program: &str) -> Option<PathBuf> {
-    let executable = |path: &Path| {
-        fs::metadata(path)
-            .is_ok_and(|file| file.is_file() && file.permissions().mode() & 0o111 != 0)
-    };
+    let executable =
+        |path: &Path| fs::metadata(path).is_ok_and(|file| file.is_file() && file.permissions().mode() & 0o111 != 0);
     if program.contains('/') {
         return Some(PathBuf::from(program)).filter(|path| executable(path));
     }
     let path = std::env::var_os("PATH")?;
-    std::env::split_paths(&path)
-        .map(|directory| directory.join(program))
-        .find(|path| executable(path))
+    std::env::split_paths(&path).map(|directory| directory.join(program)).find(|path| executable(path))
 }
 
 /// Both streams: `runsc flags` prints to standard error.
 fn text(output: &Output) -> String {
-    format!(
-        "{}{}",
-        String::from_utf8_lossy(&output.stdout),
-        String::from_utf8_lossy(&output.stderr)
-    )
+    format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
 }
 
 fn first_line(text: &str) -> String {
-    text.lines()
-        .next()
-        .unwrap_or_default()
-        .chars()
-        .take(100)
-        .collect()
+    text.lines().next().unwrap_or_default().chars().take(100).collect()
 }
 
 /// The version in `runsc version release-20240729.0` and the like.
 fn version(said: &str) -> Option<String> {
-    let version = said
-        .lines()
-        .find_map(|line| line.strip_prefix("runsc version "))?
-        .trim();
+    let version = said.lines().find_map(|line| line.strip_prefix("runsc version "))?.trim();
     (!version.is_empty()).then(|| version.chars().take(100).collect())
 }
 
@@ -182,48 +141,32 @@ fn knows_flag(flags: &str, name: &str) -> bool {
 
 fn kept() -> Vec<Answer> {
     // What another user could have written says nothing.
-    let trusted = fs::symlink_metadata(KEPT)
-        .is_ok_and(|file| file.is_file() && file.uid() == 0 && file.mode() & 0o022 == 0);
-    let content = if trusted {
-        fs::read(KEPT).unwrap_or_default()
-    } else {
-        Vec::new()
-    };
+    let trusted =
+        fs::symlink_metadata(KEPT).is_ok_and(|file| file.is_file() && file.uid() == 0 && file.mode() & 0o022 == 0);
+    let content = if trusted { fs::read(KEPT).unwrap_or_default() } else { Vec::new() };
     serde_json::from_slice(&content).unwrap_or_default()
 }
 
 fn keep(answers: &[Answer]) -> io::Result<()> {
     let kept = Path::new(KEPT);
     if let Some(directory) = kept.parent() {
-        DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(directory)?;
+        DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
     }
     // A name of our own: several shims may be asking at once.
     let new = kept.with_extension(std::process::id().to_string());
-    let mut file = File::options()
-        .write(true)
-        .create(true)
-        .truncate(true)
-        .mode(0o600)
-        .open(&new)?;
+    let mut file = File::options().write(true).create(true).truncate(true).mode(0o600).open(&new)?;
     file.write_all(&serde_json::to_vec(answers)?)?;
     fs::rename(&new, kept)
 }
 
 async fn ask_kvm(reaper: &Reaper) -> Result<(), String> {
-    let own = std::env::current_exe()
-        .map_err(|error| format!("cannot find the shim's own program to probe KVM: {error}"))?;
-    let output = Command::new(&own.to_string_lossy(), vec![KVM_ACTION.to_owned()], KVM)
-        .run(reaper)
-        .await;
+    let own =
+        std::env::current_exe().map_err(|error| format!("cannot find the shim's own program to probe KVM: {error}"))?;
+    let output = Command::new(&own.to_string_lossy(), vec![KVM_ACTION.to_owned()], KVM).run(reaper).await;
     match output {
         Ok(output) if output.exit.code == 0 => Ok(()),
         Ok(output) => Err(text(&output).trim().to_owned()),
-        Err(_) => Err(format!(
-            "/dev/kvm is there, but a virtual CPU did not run one instruction within {KVM:?}"
-        )),
+        Err(_) => Err(format!("/dev/kvm is there, but a virtual CPU did not run one instruction within {KVM:?}")),
     }
 }
 
@@ -235,10 +178,7 @@ mod tests {
     fn a_runsc_says_its_version() {
         let debian = "runsc version 0.0~20221219.0\nspec: 1.0.2-dev\n";
         assert_eq!(version(debian).as_deref(), Some("0.0~20221219.0"));
-        assert_eq!(
-            version("runsc version release-20240729.0\n").as_deref(),
-            Some("release-20240729.0")
-        );
+        assert_eq!(version("runsc version release-20240729.0\n").as_deref(), Some("release-20240729.0"));
         for other in ["", "runc version 1.1.5\n", "runsc version \n"] {
             assert_eq!(version(other), None, "{other:?}");
         }
@@ -248,10 +188,7 @@ mod tests {
     fn a_flag_is_known_by_its_whole_name() {
         let flags = "  -network value\n    \tspecifies which network\n  -nvproxy\n    \tEXPERIMENTAL: enable support for Nvidia GPUs\n";
         assert!(knows_flag(flags, "nvproxy"));
-        assert!(!knows_flag(
-            "  -nvproxy-docker\n    \tdeprecated; nvproxy\n",
-            "nvproxy"
-        ));
+        assert!(!knows_flag("  -nvproxy-docker\n    \tdeprecated; nvproxy\n", "nvproxy"));
     }
 
     #[test]
@@ -267,13 +204,7 @@ mod tests {
             nvproxy: true,
         };
         assert!(answer.is_about(&path, &file));
-        assert!(
-            !Answer {
-                changed_ns: -1,
-                ..answer.clone()
-            }
-            .is_about(&path, &file)
-        );
+        assert!(!Answer { changed_ns: -1, ..answer.clone() }.is_about(&path, &file));
         assert!(!answer.is_about(Path::new("/opt/runsc"), &file));
     }
 }

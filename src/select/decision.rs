@@ -83,11 +83,7 @@ pub enum Moved {
 impl fmt::Display for Moved {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Annotation => write!(
-                f,
-                "the annotation {} (shim.annotations: trust)",
-                super::CONTAINER_RUNTIME
-            ),
+            Self::Annotation => write!(f, "the annotation {} (shim.annotations: trust)", super::CONTAINER_RUNTIME),
             Self::Gpu(evidence) => write!(f, "{evidence} (shim.gpuWorkloads: runc)"),
             Self::Checkpoint(why) => write!(f, "{why} (shim.checkpointWorkloads: runc)"),
             Self::RunscUnavailable(tried) => write!(f, "{tried} (shim.runscUnavailable: runc)"),
@@ -136,14 +132,9 @@ impl Decision {
     /// The arguments in front of every command; `namespace` is containerd's, which allows no path in it.
     pub fn base_args(&self, namespace: &str, systemd_cgroup: bool) -> Vec<String> {
         let root = self.runtime.root();
-        let mut args = vec![
-            "--root".to_owned(),
-            root.join(namespace).to_string_lossy().into_owned(),
-        ];
+        let mut args = vec!["--root".to_owned(), root.join(namespace).to_string_lossy().into_owned()];
         match &self.runtime {
-            Runtime::Runc { .. } => {
-                args.extend(systemd_cgroup.then(|| "--systemd-cgroup".to_owned()))
-            }
+            Runtime::Runc { .. } => args.extend(systemd_cgroup.then(|| "--systemd-cgroup".to_owned())),
             Runtime::Gvisor(gvisor) => {
                 args.extend(["--platform".to_owned(), gvisor.platform.word().to_owned()]);
                 args.extend(gvisor.nvproxy.then(|| "--nvproxy=true".to_owned()));
@@ -186,10 +177,7 @@ impl Decision {
         let line = |level, message: &str, fields: &[(&'static str, &dyn fmt::Display)]| LogLine {
             level,
             message: message.to_owned(),
-            fields: fields
-                .iter()
-                .map(|(key, value)| (*key, value.to_string()))
-                .collect(),
+            fields: fields.iter().map(|(key, value)| (*key, value.to_string())).collect(),
         };
         let pool = self.pool.as_deref().unwrap_or("none");
         let runtime = self.runtime.kind();
@@ -198,11 +186,8 @@ impl Decision {
             "initializing container runtime for worker pool",
             &[("pool", &pool), ("runtime", &self.initial)],
         )];
-        lines.extend(
-            self.warnings
-                .iter()
-                .map(|warning| line(Level::Warn, warning, &[("container_id", &container_id)])),
-        );
+        lines
+            .extend(self.warnings.iter().map(|warning| line(Level::Warn, warning, &[("container_id", &container_id)])));
         match &self.moved {
             Some(Moved::RunscUnavailable(tried)) => lines.push(line(
                 Level::Warn,
@@ -210,11 +195,7 @@ impl Decision {
                 &[("container_id", &container_id), ("error", tried)],
             )),
             Some(Moved::Gpu(_)) => {
-                lines.push(line(
-                    Level::Debug,
-                    "using runc for GPU workload",
-                    &[("container_id", &container_id)],
-                ));
+                lines.push(line(Level::Debug, "using runc for GPU workload", &[("container_id", &container_id)]));
             }
             Some(Moved::Annotation | Moved::Checkpoint(_)) | None => {}
         }
@@ -222,10 +203,7 @@ impl Decision {
             lines.push(line(
                 Level::Info,
                 "gVisor runtime initialized successfully",
-                &[
-                    ("platform", &gvisor.platform),
-                    ("root", &gvisor.root.display()),
-                ],
+                &[("platform", &gvisor.platform), ("root", &gvisor.root.display())],
             ));
         }
         lines.push(line(

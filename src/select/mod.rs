@@ -31,8 +31,8 @@ pub use decision::{Decision, Gvisor, LogLine, Moved, Runtime};
 pub use workload::{GpuEvidence, SpecView, Workload};
 
 use crate::config::{
-    Annotations, CheckpointWorkloads, Config, ContainerRuntime, GpuWorkloads, KvmUnavailable,
-    Platform, Policies, Pool, RunscUnavailable, quote,
+    Annotations, CheckpointWorkloads, Config, ContainerRuntime, GpuWorkloads, KvmUnavailable, Platform, Policies, Pool,
+    RunscUnavailable, quote,
 };
 
 /// Names the pod's pool; Beta9 puts it on its worker pods.
@@ -139,9 +139,7 @@ pub enum Refusal {
         place: String,
     },
     /// The policy refuses GPU workloads.
-    #[error(
-        "GPU workloads are refused in gVisor here (shim.gpuWorkloads: reject), and the pod asks for one: {0}"
-    )]
+    #[error("GPU workloads are refused in gVisor here (shim.gpuWorkloads: reject), and the pod asks for one: {0}")]
     GpuRejected(GpuEvidence),
     /// The policy refuses checkpoint workloads.
     #[error(
@@ -211,13 +209,7 @@ pub fn plan(
     let chosen = choose_pool(config, pinned_pool, annotations, &mut reasons)?;
     let (name, pool) = match chosen {
         Some((name, pool)) => (Some(name), pool),
-        None => (
-            None,
-            &Pool {
-                policies: config.policies,
-                ..Pool::default()
-            },
-        ),
+        None => (None, &Pool { policies: config.policies, ..Pool::default() }),
     };
     let wishes = match pool.policies.annotations {
         Annotations::Ignore => {
@@ -229,20 +221,12 @@ pub fn plan(
     let configured = pool.container_runtime.unwrap_or(config.container_runtime);
     let asked = wishes.runtime.unwrap_or(configured);
     let mut case = Case {
-        place: name.map_or_else(
-            || "the configuration".to_owned(),
-            |name| format!("pool {}", quote(name).bare()),
-        ),
+        place: name.map_or_else(|| "the configuration".to_owned(), |name| format!("pool {}", quote(name).bare())),
         pool,
         free: pool.policies.annotations == Annotations::Trust
             || (configured, asked) == (CONTAINER_RUNC, CONTAINER_GVISOR),
         reasons,
-        warnings: config
-            .warnings
-            .iter()
-            .chain(&pool.warnings)
-            .cloned()
-            .collect(),
+        warnings: config.warnings.iter().chain(&pool.warnings).cloned().collect(),
     };
 
     let mut gpu = None;
@@ -261,14 +245,10 @@ pub fn plan(
         }
     }
     if let Some(moved) = &moved {
-        case.warnings
-            .push(format!("the pod is moved from gVisor to runc: {moved}"));
+        case.warnings.push(format!("the pod is moved from gVisor to runc: {moved}"));
     }
 
-    let runc = Runtime::Runc {
-        binary: config.runc.clone(),
-        root: config.runc_root.clone(),
-    };
+    let runc = Runtime::Runc { binary: config.runc.clone(), root: config.runc_root.clone() };
     let runtime = if asked == ContainerRuntime::Runc || moved.is_some() {
         case.unheard(&wishes);
         gpu = None;
@@ -276,10 +256,7 @@ pub fn plan(
     } else {
         let mut flags = config.runsc_flags.clone();
         if let (Some(_), Some(names)) = (&gpu, &config.nvproxy_driver_capabilities) {
-            flags.insert(
-                0,
-                format!("--nvproxy-allowed-driver-capabilities={}", names.join(",")),
-            );
+            flags.insert(0, format!("--nvproxy-allowed-driver-capabilities={}", names.join(",")));
         }
         Runtime::Gvisor(Gvisor {
             binary: config.runsc.clone(),
@@ -301,12 +278,7 @@ pub fn plan(
         reasons: case.reasons,
         warnings: case.warnings,
     };
-    Ok(Plan {
-        decision,
-        policies: pool.policies,
-        runc,
-        gpu,
-    })
+    Ok(Plan { decision, policies: pool.policies, runc, gpu })
 }
 
 /// Both steps at once, where all facts are at hand.
@@ -325,11 +297,9 @@ impl Plan {
     pub fn needs(&self) -> Needs {
         match &self.decision.runtime {
             Runtime::Runc { .. } => Needs::default(),
-            Runtime::Gvisor(gvisor) => Needs {
-                runsc: true,
-                kvm: gvisor.platform == Platform::Kvm,
-                nvidia_driver: gvisor.nvproxy,
-            },
+            Runtime::Gvisor(gvisor) => {
+                Needs { runsc: true, kvm: gvisor.platform == Platform::Kvm, nvidia_driver: gvisor.nvproxy }
+            }
         }
     }
 
@@ -340,12 +310,7 @@ impl Plan {
 
     /// Decides with what the host has.
     pub fn settle(self, host: &HostFacts) -> Result<Decision, Refusal> {
-        let Self {
-            mut decision,
-            policies,
-            runc,
-            gpu,
-        } = self;
+        let Self { mut decision, policies, runc, gpu } = self;
         let Runtime::Gvisor(gvisor) = &mut decision.runtime else {
             return Ok(decision);
         };
@@ -360,42 +325,28 @@ impl Plan {
                     RunscUnavailable::Fail => Err(Refusal::RunscUnavailable { tried }),
                     RunscUnavailable::Runc => {
                         let moved = Moved::RunscUnavailable(tried);
-                        decision
-                            .warnings
-                            .push(format!("the pod is moved from gVisor to runc: {moved}"));
-                        Ok(Decision {
-                            runtime: runc,
-                            moved: Some(moved),
-                            ..decision
-                        })
+                        decision.warnings.push(format!("the pod is moved from gVisor to runc: {moved}"));
+                        Ok(Decision { runtime: runc, moved: Some(moved), ..decision })
                     }
                 };
             }
         };
         if let Some(evidence) = gpu {
             if !knows_nvproxy {
-                return Err(Refusal::NvproxyUnknown {
-                    evidence,
-                    version: quote(version).bare().to_string(),
-                });
+                return Err(Refusal::NvproxyUnknown { evidence, version: quote(version).bare().to_string() });
             }
             if host.nvidia_driver != Some(true) {
                 return Err(Refusal::NoDriver(evidence));
             }
         }
         if gvisor.platform == Platform::Kvm {
-            let kvm = host
-                .kvm
-                .clone()
-                .unwrap_or_else(|| Err("nobody looked for /dev/kvm".into()));
+            let kvm = host.kvm.clone().unwrap_or_else(|| Err("nobody looked for /dev/kvm".into()));
             match (kvm, policies.kvm_unavailable) {
                 (Ok(()), _) => {}
                 (Err(why), KvmUnavailable::Fail) => return Err(Refusal::KvmUnavailable(why)),
                 (Err(why), KvmUnavailable::Systrap) => {
                     gvisor.platform = Platform::Systrap;
-                    decision.warnings.push(format!(
-                        "platform kvm is not available ({why}), using systrap"
-                    ));
+                    decision.warnings.push(format!("platform kvm is not available ({why}), using systrap"));
                 }
             }
         }
@@ -418,10 +369,7 @@ fn choose_pool<'a>(
         (annotated, "the annotation run.beam.cloud/worker-pool-name"),
         (config.default_pool.as_deref(), "worker.defaultPool"),
     ];
-    let Some((name, by)) = named
-        .into_iter()
-        .find_map(|(name, by)| name.map(|name| (name, by)))
-    else {
+    let Some((name, by)) = named.into_iter().find_map(|(name, by)| name.map(|name| (name, by))) else {
         reasons.push("nothing names a pool: the node's defaults apply".into());
         return Ok(None);
     };
@@ -442,11 +390,7 @@ fn gpu_evidence(
     wishes: &Wishes,
 ) -> Vec<GpuEvidence> {
     let mut evidence = Vec::new();
-    evidence.extend(
-        pool.gpu_type
-            .as_deref()
-            .map(|name| GpuEvidence::Pool(quote(name).bare().to_string())),
-    );
+    evidence.extend(pool.gpu_type.as_deref().map(|name| GpuEvidence::Pool(quote(name).bare().to_string())));
     evidence.extend(workload.gpu.iter().cloned());
     evidence.extend(GpuEvidence::cdi(annotations));
     evidence.extend((wishes.nvproxy == Some(true)).then_some(GpuEvidence::Annotation));
@@ -480,11 +424,7 @@ impl Wishes {
                 None => Err(Refusal::BadAnnotation {
                     annotation,
                     value: quote(value).to_string(),
-                    allowed: words
-                        .iter()
-                        .map(|(word, _)| *word)
-                        .collect::<Vec<_>>()
-                        .join(", "),
+                    allowed: words.iter().map(|(word, _)| *word).collect::<Vec<_>>().join(", "),
                 }),
             }
         }
@@ -499,20 +439,9 @@ impl Wishes {
     }
 
     fn ignored(annotations: &BTreeMap<String, String>, reasons: &mut Vec<String>) {
-        let ours = [
-            CONTAINER_RUNTIME,
-            GVISOR_PLATFORM,
-            NVPROXY,
-            CHECKPOINT,
-            DEBUG,
-        ];
-        for annotation in ours
-            .into_iter()
-            .filter(|annotation| annotations.contains_key(*annotation))
-        {
-            reasons.push(format!(
-                "annotation {annotation} is ignored (shim.annotations: ignore)"
-            ));
+        let ours = [CONTAINER_RUNTIME, GVISOR_PLATFORM, NVPROXY, CHECKPOINT, DEBUG];
+        for annotation in ours.into_iter().filter(|annotation| annotations.contains_key(*annotation)) {
+            reasons.push(format!("annotation {annotation} is ignored (shim.annotations: ignore)"));
         }
     }
 }
@@ -529,31 +458,16 @@ struct Case<'a> {
 }
 
 impl Case<'_> {
-    fn runtime(
-        &mut self,
-        configured: ContainerRuntime,
-        wishes: &Wishes,
-    ) -> Result<Option<Moved>, Refusal> {
-        let from = if self.pool.container_runtime.is_some() {
-            self.place.as_str()
-        } else {
-            "the node's default"
-        };
-        self.reasons
-            .push(format!("container runtime {configured}: {from}"));
+    fn runtime(&mut self, configured: ContainerRuntime, wishes: &Wishes) -> Result<Option<Moved>, Refusal> {
+        let from = if self.pool.container_runtime.is_some() { self.place.as_str() } else { "the node's default" };
+        self.reasons.push(format!("container runtime {configured}: {from}"));
         match (configured, wishes.runtime) {
             (ContainerRuntime::Gvisor, Some(ContainerRuntime::Runc)) => {
-                self.allow(
-                    CONTAINER_RUNTIME,
-                    "runc",
-                    "the pod would run without gVisor",
-                )?;
+                self.allow(CONTAINER_RUNTIME, "runc", "the pod would run without gVisor")?;
                 Ok(Some(Moved::Annotation))
             }
             (ContainerRuntime::Runc, Some(ContainerRuntime::Gvisor)) => {
-                self.reasons.push(format!(
-                    "container runtime gvisor: the annotation {CONTAINER_RUNTIME} tightens it"
-                ));
+                self.reasons.push(format!("container runtime gvisor: the annotation {CONTAINER_RUNTIME} tightens it"));
                 Ok(None)
             }
             _ => Ok(None),
@@ -572,16 +486,10 @@ impl Case<'_> {
         // Forgoing is no way around a rejection: what moves the pod to runc later would hand it the device after all.
         let rejects = self.pool.policies.gpu_workloads == GpuWorkloads::Reject;
         if wishes.nvproxy == Some(false) && !rejects {
-            self.reasons.push(format!(
-                "no GPU: the annotation {NVPROXY} forgoes it ({strongest})"
-            ));
+            self.reasons.push(format!("no GPU: the annotation {NVPROXY} forgoes it ({strongest})"));
             return Ok((None, None));
         }
-        let refuse = |effect| Refusal::GpuNotOffered {
-            evidence: strongest.clone(),
-            effect,
-            place: self.place.clone(),
-        };
+        let refuse = |effect| Refusal::GpuNotOffered { evidence: strongest.clone(), effect, place: self.place.clone() };
         match self.pool.policies.gpu_workloads {
             GpuWorkloads::Nvproxy => {
                 if strongest.is_mere_wish() && !self.free && !self.pool.offers_gpu() {
@@ -597,10 +505,7 @@ impl Case<'_> {
                 Ok((None, Some(Moved::Gpu(strongest.clone()))))
             }
             // A pool's gpuType says that its pods may ask, not that this one did.
-            GpuWorkloads::Reject => match evidence
-                .iter()
-                .find(|evidence| !matches!(evidence, GpuEvidence::Pool(_)))
-            {
+            GpuWorkloads::Reject => match evidence.iter().find(|evidence| !matches!(evidence, GpuEvidence::Pool(_))) {
                 Some(evidence) => Err(Refusal::GpuRejected(evidence.clone())),
                 None => Ok((None, None)),
             },
@@ -612,9 +517,7 @@ impl Case<'_> {
         let configured = self.pool.criu_enabled;
         if !wishes.checkpoint.unwrap_or(configured) {
             if configured {
-                self.reasons.push(format!(
-                    "no checkpointing: the annotation {CHECKPOINT} forgoes it"
-                ));
+                self.reasons.push(format!("no checkpointing: the annotation {CHECKPOINT} forgoes it"));
             }
             return Ok(None);
         }
@@ -635,8 +538,7 @@ impl Case<'_> {
                 Ok(Some(Moved::Checkpoint(why)))
             }
             CheckpointWorkloads::Native => {
-                self.reasons
-                    .push(format!("checkpoints are runsc's own: {why}"));
+                self.reasons.push(format!("checkpoints are runsc's own: {why}"));
                 Ok(None)
             }
             CheckpointWorkloads::Reject => Err(Refusal::CheckpointRejected(why)),
@@ -648,13 +550,8 @@ impl Case<'_> {
         let Some(wish) = wishes.platform.filter(|wish| *wish != configured) else {
             return Ok(configured);
         };
-        self.allow(
-            GVISOR_PLATFORM,
-            wish.word(),
-            "the pod would get another gVisor platform",
-        )?;
-        self.reasons
-            .push(format!("platform {wish}: the annotation {GVISOR_PLATFORM}"));
+        self.allow(GVISOR_PLATFORM, wish.word(), "the pod would get another gVisor platform")?;
+        self.reasons.push(format!("platform {wish}: the annotation {GVISOR_PLATFORM}"));
         Ok(wish)
     }
 
@@ -664,14 +561,9 @@ impl Case<'_> {
             return Ok(configured);
         };
         if wish && self.pool.policies.annotations != Annotations::Trust {
-            return Err(self.loosened(
-                DEBUG,
-                "true",
-                "runsc would write a debug log to the host's disk",
-            ));
+            return Err(self.loosened(DEBUG, "true", "runsc would write a debug log to the host's disk"));
         }
-        self.reasons
-            .push(format!("debug {wish}: the annotation {DEBUG}"));
+        self.reasons.push(format!("debug {wish}: the annotation {DEBUG}"));
         Ok(wish)
     }
 
@@ -683,31 +575,16 @@ impl Case<'_> {
             (DEBUG, wishes.debug.is_some()),
         ];
         for (annotation, _) in heard.into_iter().filter(|(_, asked)| *asked) {
-            self.reasons
-                .push(format!("annotation {annotation} means nothing under runc"));
+            self.reasons.push(format!("annotation {annotation} means nothing under runc"));
         }
     }
 
-    fn allow(
-        &self,
-        annotation: &'static str,
-        value: &str,
-        effect: &'static str,
-    ) -> Result<(), Refusal> {
-        if self.free {
-            Ok(())
-        } else {
-            Err(self.loosened(annotation, value, effect))
-        }
+    fn allow(&self, annotation: &'static str, value: &str, effect: &'static str) -> Result<(), Refusal> {
+        if self.free { Ok(()) } else { Err(self.loosened(annotation, value, effect)) }
     }
 
     fn loosened(&self, annotation: &'static str, value: &str, effect: &'static str) -> Refusal {
-        Refusal::Loosened {
-            annotation,
-            value: value.to_owned(),
-            effect,
-            place: self.place.clone(),
-        }
+        Refusal::Loosened { annotation, value: value.to_owned(), effect, place: self.place.clone() }
     }
 }
 

@@ -27,69 +27,32 @@ fn config(shim: &str) -> Config {
 fn annotated(pairs: &str) -> BTreeMap<String, String> {
     let pair = |pair: &str| {
         let (key, value) = pair.split_once('=').unwrap();
-        let key = if key.contains('/') {
-            key.to_owned()
-        } else {
-            format!("run.beam.cloud/{key}")
-        };
+        let key = if key.contains('/') { key.to_owned() } else { format!("run.beam.cloud/{key}") };
         (key, value.to_owned())
     };
     pairs.split_whitespace().map(pair).collect()
 }
 
 fn full() -> HostFacts {
-    let runsc = RunscFact::Found {
-        version: "20260601".into(),
-        nvproxy: true,
-    };
-    HostFacts {
-        runsc: Some(runsc),
-        kvm: Some(Ok(())),
-        nvidia_driver: Some(true),
-    }
+    let runsc = RunscFact::Found { version: "20260601".into(), nvproxy: true };
+    HostFacts { runsc: Some(runsc), kvm: Some(Ok(())), nvidia_driver: Some(true) }
 }
 
 fn device() -> Workload {
-    Workload {
-        gpu: vec![GpuEvidence::Device("/dev/nvidia0".into())],
-    }
+    Workload { gpu: vec![GpuEvidence::Device("/dev/nvidia0".into())] }
 }
 
 fn hook() -> Workload {
-    Workload {
-        gpu: vec![GpuEvidence::Hook("nvidia-cdi-hook".into())],
-    }
+    Workload { gpu: vec![GpuEvidence::Hook("nvidia-cdi-hook".into())] }
 }
 
 /// A decision in a few words: `gvisor systrap nvproxy debug`, `runc`, or the refusal.
-fn told(
-    shim: &str,
-    pool: &str,
-    annotations: &str,
-    workload: &Workload,
-    host: &HostFacts,
-) -> String {
-    match decide(
-        &config(shim),
-        Some(pool),
-        &annotated(annotations),
-        workload,
-        host,
-    ) {
+fn told(shim: &str, pool: &str, annotations: &str, workload: &Workload, host: &HostFacts) -> String {
+    match decide(&config(shim), Some(pool), &annotated(annotations), workload, host) {
         Err(refusal) => refusal.to_string(),
         Ok(decision) => {
-            let moved = if decision.moved.is_some() {
-                " moved"
-            } else {
-                ""
-            };
-            assert_eq!(
-                decision.moved.is_some(),
-                decision
-                    .warnings
-                    .iter()
-                    .any(|w| w.contains("is moved from gVisor"))
-            );
+            let moved = if decision.moved.is_some() { " moved" } else { "" };
+            assert_eq!(decision.moved.is_some(), decision.warnings.iter().any(|w| w.contains("is moved from gVisor")));
             match &decision.runtime {
                 Runtime::Runc { .. } => format!("runc{moved}"),
                 Runtime::Gvisor(gvisor) => {
@@ -123,30 +86,10 @@ fn annotations_are_followed_as_far_as_the_policy_lets_them() {
         ("", "plain", "container-runtime=gvisor", "gvisor systrap"),
         ("", "plain", "container-runtime=runc", "runc"),
         ("", "secure", "container-runtime=gvisor", "gvisor systrap"),
-        (
-            "",
-            "secure",
-            "container-runtime=runc",
-            "annotation run.beam.cloud/container-runtime: runc is refused",
-        ),
-        (
-            "annotations: trust",
-            "secure",
-            "container-runtime=runc",
-            "runc moved",
-        ),
-        (
-            "annotations: ignore",
-            "secure",
-            "container-runtime=runc",
-            "gvisor systrap",
-        ),
-        (
-            "annotations: ignore",
-            "plain",
-            "container-runtime=gvisor",
-            "runc",
-        ),
+        ("", "secure", "container-runtime=runc", "annotation run.beam.cloud/container-runtime: runc is refused"),
+        ("annotations: trust", "secure", "container-runtime=runc", "runc moved"),
+        ("annotations: ignore", "secure", "container-runtime=runc", "gvisor systrap"),
+        ("annotations: ignore", "plain", "container-runtime=gvisor", "runc"),
         (
             "",
             "plain",
@@ -155,37 +98,12 @@ fn annotations_are_followed_as_far_as_the_policy_lets_them() {
         ),
         // The platform.
         ("", "secure", "gvisor-platform=systrap", "gvisor systrap"),
-        (
-            "",
-            "secure",
-            "gvisor-platform=kvm",
-            "gvisor-platform: kvm is refused",
-        ),
-        (
-            "",
-            "kvm",
-            "gvisor-platform=ptrace",
-            "gvisor-platform: ptrace is refused",
-        ),
+        ("", "secure", "gvisor-platform=kvm", "gvisor-platform: kvm is refused"),
+        ("", "kvm", "gvisor-platform=ptrace", "gvisor-platform: ptrace is refused"),
         ("", "plain", "gvisor-platform=kvm", "runc"),
-        (
-            "",
-            "plain",
-            "container-runtime=gvisor gvisor-platform=kvm",
-            "gvisor kvm",
-        ),
-        (
-            "annotations: trust",
-            "secure",
-            "gvisor-platform=ptrace",
-            "gvisor ptrace",
-        ),
-        (
-            "",
-            "secure",
-            "gvisor-platform=/dev/kvm",
-            "allowed: systrap, kvm, ptrace",
-        ),
+        ("", "plain", "container-runtime=gvisor gvisor-platform=kvm", "gvisor kvm"),
+        ("annotations: trust", "secure", "gvisor-platform=ptrace", "gvisor ptrace"),
+        ("", "secure", "gvisor-platform=/dev/kvm", "allowed: systrap, kvm, ptrace"),
         // nvproxy.
         (
             "",
@@ -197,102 +115,34 @@ fn annotations_are_followed_as_far_as_the_policy_lets_them() {
         ("", "class", "nvproxy=true", "gvisor systrap nvproxy"),
         ("", "gpu", "nvproxy=false", "gvisor systrap"),
         ("", "plain", "nvproxy=true", "runc"),
-        (
-            "",
-            "plain",
-            "container-runtime=gvisor nvproxy=true",
-            "gvisor systrap nvproxy",
-        ),
-        (
-            "annotations: trust",
-            "secure",
-            "nvproxy=true",
-            "gvisor systrap nvproxy",
-        ),
-        (
-            "annotations: ignore",
-            "secure",
-            "nvproxy=true",
-            "gvisor systrap",
-        ),
-        (
-            "",
-            "secure",
-            "nvproxy=yes",
-            "nvproxy: \"yes\" is not allowed; allowed: true, false",
-        ),
+        ("", "plain", "container-runtime=gvisor nvproxy=true", "gvisor systrap nvproxy"),
+        ("annotations: trust", "secure", "nvproxy=true", "gvisor systrap nvproxy"),
+        ("annotations: ignore", "secure", "nvproxy=true", "gvisor systrap"),
+        ("", "secure", "nvproxy=yes", "nvproxy: \"yes\" is not allowed; allowed: true, false"),
         // Checkpointing.
-        (
-            "",
-            "secure",
-            "checkpoint=true",
-            "checkpoint: true is refused",
-        ),
+        ("", "secure", "checkpoint=true", "checkpoint: true is refused"),
         ("", "plain", "checkpoint=true", "runc"),
         ("", "criu", "", "runc moved"),
         ("", "criu", "checkpoint=true", "runc moved"),
         ("", "criu", "checkpoint=false", "gvisor systrap"),
-        (
-            "annotations: trust",
-            "secure",
-            "checkpoint=true",
-            "runc moved",
-        ),
-        (
-            "",
-            "plain",
-            "container-runtime=gvisor checkpoint=true",
-            "runc moved",
-        ),
-        (
-            "checkpointWorkloads: native",
-            "secure",
-            "checkpoint=true",
-            "gvisor systrap",
-        ),
+        ("annotations: trust", "secure", "checkpoint=true", "runc moved"),
+        ("", "plain", "container-runtime=gvisor checkpoint=true", "runc moved"),
+        ("checkpointWorkloads: native", "secure", "checkpoint=true", "gvisor systrap"),
         ("checkpointWorkloads: native", "criu", "", "gvisor systrap"),
-        (
-            "checkpointWorkloads: reject",
-            "criu",
-            "",
-            "shim.checkpointWorkloads: reject",
-        ),
-        (
-            "checkpointWorkloads: reject",
-            "secure",
-            "checkpoint=true",
-            "the annotation run.beam.cloud/checkpoint",
-        ),
+        ("checkpointWorkloads: reject", "criu", "", "shim.checkpointWorkloads: reject"),
+        ("checkpointWorkloads: reject", "secure", "checkpoint=true", "the annotation run.beam.cloud/checkpoint"),
         // Debugging.
         ("", "secure", "debug=true", "debug: true is refused"),
-        (
-            "",
-            "plain",
-            "container-runtime=gvisor debug=true",
-            "debug: true is refused",
-        ),
+        ("", "plain", "container-runtime=gvisor debug=true", "debug: true is refused"),
         ("", "debug", "debug=true", "gvisor systrap debug"),
         ("", "debug", "debug=false", "gvisor systrap"),
-        (
-            "annotations: trust",
-            "secure",
-            "debug=true",
-            "gvisor systrap debug",
-        ),
-        (
-            "annotations: ignore",
-            "debug",
-            "debug=false",
-            "gvisor systrap debug",
-        ),
+        ("annotations: trust", "secure", "debug=true", "gvisor systrap debug"),
+        ("annotations: ignore", "debug", "debug=false", "gvisor systrap debug"),
     ];
     for (shim, pool, annotations, expected) in rows {
         let told = told(shim, pool, annotations, &Workload::default(), &full());
         let is_refusal = !is_outcome(expected);
-        assert!(
-            told == expected || is_refusal && told.contains(expected),
-            "{shim} {pool} {annotations}: {told}"
-        );
+        assert!(told == expected || is_refusal && told.contains(expected), "{shim} {pool} {annotations}: {told}");
     }
 }
 
@@ -303,263 +153,84 @@ fn gpu_workloads_follow_their_policy() {
     let rows = [
         ("", "secure", "", device(), "gvisor systrap nvproxy"),
         ("", "secure", "", hook(), "gvisor systrap nvproxy"),
-        (
-            "",
-            "secure",
-            cdi,
-            none.clone(),
-            "gvisor systrap nvproxy",
-        ),
+        ("", "secure", cdi, none.clone(), "gvisor systrap nvproxy"),
         ("", "secure", cdi, device(), "gvisor systrap nvproxy"),
         ("", "gpu", cdi, none.clone(), "gvisor systrap nvproxy"),
         ("", "class", cdi, none.clone(), "gvisor systrap nvproxy"),
-        (
-            "annotations: trust",
-            "secure",
-            cdi,
-            none.clone(),
-            "gvisor systrap nvproxy",
-        ),
-        (
-            "annotations: ignore",
-            "secure",
-            cdi,
-            none.clone(),
-            "gvisor systrap nvproxy",
-        ),
-        (
-            "annotations: ignore",
-            "gpu",
-            cdi,
-            none.clone(),
-            "gvisor systrap nvproxy",
-        ),
+        ("annotations: trust", "secure", cdi, none.clone(), "gvisor systrap nvproxy"),
+        ("annotations: ignore", "secure", cdi, none.clone(), "gvisor systrap nvproxy"),
+        ("annotations: ignore", "gpu", cdi, none.clone(), "gvisor systrap nvproxy"),
         ("", "plain", cdi, device(), "runc"),
         ("", "secure", "nvproxy=false", device(), "gvisor systrap"),
-        (
-            "gpuWorkloads: runc",
-            "secure",
-            "",
-            none.clone(),
-            "gvisor systrap",
-        ),
+        ("gpuWorkloads: runc", "secure", "", none.clone(), "gvisor systrap"),
         ("gpuWorkloads: runc", "gpu", "", none.clone(), "runc moved"),
         ("gpuWorkloads: runc", "secure", "", device(), "runc moved"),
-        (
-            "gpuWorkloads: runc",
-            "secure",
-            "",
-            hook(),
-            "leaving gVisor for runc",
-        ),
-        (
-            "gpuWorkloads: runc",
-            "secure",
-            cdi,
-            none.clone(),
-            "leaving gVisor for runc",
-        ),
-        (
-            "gpuWorkloads: runc",
-            "class",
-            cdi,
-            none.clone(),
-            "leaving gVisor for runc",
-        ),
-        (
-            "gpuWorkloads: runc",
-            "secure",
-            "nvproxy=true",
-            none.clone(),
-            "leaving gVisor for runc",
-        ),
-        (
-            "gpuWorkloads: runc",
-            "gpu",
-            "nvproxy=false",
-            none.clone(),
-            "gvisor systrap",
-        ),
-        (
-            "gpuWorkloads: runc, annotations: trust",
-            "secure",
-            cdi,
-            none.clone(),
-            "runc moved",
-        ),
-        (
-            "gpuWorkloads: runc",
-            "plain",
-            "container-runtime=gvisor nvproxy=true",
-            none.clone(),
-            "runc moved",
-        ),
-        (
-            "gpuWorkloads: reject",
-            "gpu",
-            "",
-            none.clone(),
-            "gvisor systrap",
-        ),
-        (
-            "gpuWorkloads: reject",
-            "gpu",
-            cdi,
-            none.clone(),
-            "shim.gpuWorkloads: reject",
-        ),
-        (
-            "gpuWorkloads: reject",
-            "secure",
-            "",
-            device(),
-            "the device /dev/nvidia0",
-        ),
-        (
-            "gpuWorkloads: reject",
-            "criu",
-            "nvproxy=false",
-            device(),
-            "the device /dev/nvidia0",
-        ),
+        ("gpuWorkloads: runc", "secure", "", hook(), "leaving gVisor for runc"),
+        ("gpuWorkloads: runc", "secure", cdi, none.clone(), "leaving gVisor for runc"),
+        ("gpuWorkloads: runc", "class", cdi, none.clone(), "leaving gVisor for runc"),
+        ("gpuWorkloads: runc", "secure", "nvproxy=true", none.clone(), "leaving gVisor for runc"),
+        ("gpuWorkloads: runc", "gpu", "nvproxy=false", none.clone(), "gvisor systrap"),
+        ("gpuWorkloads: runc, annotations: trust", "secure", cdi, none.clone(), "runc moved"),
+        ("gpuWorkloads: runc", "plain", "container-runtime=gvisor nvproxy=true", none.clone(), "runc moved"),
+        ("gpuWorkloads: reject", "gpu", "", none.clone(), "gvisor systrap"),
+        ("gpuWorkloads: reject", "gpu", cdi, none.clone(), "shim.gpuWorkloads: reject"),
+        ("gpuWorkloads: reject", "secure", "", device(), "the device /dev/nvidia0"),
+        ("gpuWorkloads: reject", "criu", "nvproxy=false", device(), "the device /dev/nvidia0"),
         ("gpuWorkloads: reject", "plain", "", device(), "runc"),
     ];
     for (shim, pool, annotations, workload, expected) in rows {
         let told = told(shim, pool, annotations, &workload, &full());
         let is_refusal = !is_outcome(expected);
-        assert!(
-            told == expected || is_refusal && told.contains(expected),
-            "{shim} {pool} {annotations}: {told}"
-        );
+        assert!(told == expected || is_refusal && told.contains(expected), "{shim} {pool} {annotations}: {told}");
     }
 }
 
 #[test]
 fn what_the_host_lacks_is_an_error_or_the_policys_fallback() {
-    let missing = RunscFact::Missing {
-        tried: "runsc: not in PATH".into(),
-    };
-    let old = RunscFact::Found {
-        version: "20221219".into(),
-        nvproxy: false,
-    };
-    let no_runsc = HostFacts {
-        runsc: Some(missing),
-        ..full()
-    };
-    let old_runsc = HostFacts {
-        runsc: Some(old),
-        ..full()
-    };
-    let no_driver = HostFacts {
-        nvidia_driver: Some(false),
-        ..full()
-    };
-    let no_kvm = HostFacts {
-        kvm: Some(Err("/dev/kvm: permission denied".into())),
-        ..full()
-    };
+    let missing = RunscFact::Missing { tried: "runsc: not in PATH".into() };
+    let old = RunscFact::Found { version: "20221219".into(), nvproxy: false };
+    let no_runsc = HostFacts { runsc: Some(missing), ..full() };
+    let old_runsc = HostFacts { runsc: Some(old), ..full() };
+    let no_driver = HostFacts { nvidia_driver: Some(false), ..full() };
+    let no_kvm = HostFacts { kvm: Some(Err("/dev/kvm: permission denied".into())), ..full() };
     let nothing = HostFacts::default();
     let rows = [
-        (
-            "",
-            "secure",
-            &no_runsc,
-            "runtime gvisor is not available: runsc: not in PATH",
-        ),
-        (
-            "",
-            "secure",
-            &nothing,
-            "runtime gvisor is not available: nobody looked for runsc",
-        ),
+        ("", "secure", &no_runsc, "runtime gvisor is not available: runsc: not in PATH"),
+        ("", "secure", &nothing, "runtime gvisor is not available: nobody looked for runsc"),
         ("", "plain", &nothing, "runc"),
         ("runscUnavailable: runc", "secure", &no_runsc, "runc moved"),
         ("runscUnavailable: runc", "gpu", &no_runsc, "runc moved"),
         ("", "secure", &old_runsc, "gvisor systrap"),
-        (
-            "",
-            "gpu",
-            &old_runsc,
-            "needs a runsc that knows --nvproxy, and 20221219 does not",
-        ),
+        ("", "gpu", &old_runsc, "needs a runsc that knows --nvproxy, and 20221219 does not"),
         ("", "gpu", &no_driver, "needs NVIDIA's driver on the node"),
         ("gpuWorkloads: runc", "gpu", &no_driver, "runc moved"),
         ("", "kvm", &no_kvm, "gvisor systrap"),
-        (
-            "kvmUnavailable: fail",
-            "kvm",
-            &no_kvm,
-            "platform kvm is not available: /dev/kvm: permission denied",
-        ),
+        ("kvmUnavailable: fail", "kvm", &no_kvm, "platform kvm is not available: /dev/kvm: permission denied"),
         ("kvmUnavailable: fail", "kvm", &full(), "gvisor kvm"),
     ];
     for (shim, pool, host, expected) in rows {
         let told = told(shim, pool, "", &Workload::default(), host);
         let is_refusal = !is_outcome(expected);
-        assert!(
-            told == expected || is_refusal && told.contains(expected),
-            "{shim} {pool}: {told}"
-        );
+        assert!(told == expected || is_refusal && told.contains(expected), "{shim} {pool}: {told}");
     }
-    let decision = decide(
-        &config(""),
-        Some("kvm"),
-        &annotated(""),
-        &Workload::default(),
-        &no_kvm,
-    )
-    .unwrap();
-    assert_eq!(
-        decision.warnings,
-        ["platform kvm is not available (/dev/kvm: permission denied), using systrap"]
-    );
+    let decision = decide(&config(""), Some("kvm"), &annotated(""), &Workload::default(), &no_kvm).unwrap();
+    assert_eq!(decision.warnings, ["platform kvm is not available (/dev/kvm: permission denied), using systrap"]);
 }
 
 #[test]
 fn a_host_is_asked_only_for_what_matters() {
-    let needs = |pool, workload| {
-        plan(&config(""), Some(pool), &annotated(""), &workload)
-            .unwrap()
-            .needs()
-    };
+    let needs = |pool, workload| plan(&config(""), Some(pool), &annotated(""), &workload).unwrap().needs();
     assert_eq!(needs("plain", device()), Needs::default());
-    assert_eq!(
-        needs("secure", Workload::default()),
-        Needs {
-            runsc: true,
-            ..Needs::default()
-        }
-    );
-    assert_eq!(
-        needs("kvm", Workload::default()),
-        Needs {
-            runsc: true,
-            kvm: true,
-            nvidia_driver: false
-        }
-    );
-    assert_eq!(
-        needs("secure", device()),
-        Needs {
-            runsc: true,
-            kvm: false,
-            nvidia_driver: true
-        }
-    );
+    assert_eq!(needs("secure", Workload::default()), Needs { runsc: true, ..Needs::default() });
+    assert_eq!(needs("kvm", Workload::default()), Needs { runsc: true, kvm: true, nvidia_driver: false });
+    assert_eq!(needs("secure", device()), Needs { runsc: true, kvm: false, nvidia_driver: true });
 }
 
 #[test]
 fn the_pool_is_the_handlers_then_the_annotations_then_the_default() {
     let pool = |pinned, annotations, yaml: &str| {
         let config = Config::from_yaml("node.yaml", yaml).unwrap();
-        let decision = decide(
-            &config,
-            pinned,
-            &annotated(annotations),
-            &Workload::default(),
-            &full(),
-        );
+        let decision = decide(&config, pinned, &annotated(annotations), &Workload::default(), &full());
         decision.map(|decision| decision.pool)
     };
     let named = "worker-pool-name=secure";
@@ -570,20 +241,11 @@ fn the_pool_is_the_handlers_then_the_annotations_then_the_default() {
     assert_eq!(pool(None, "", NODE), Ok(Some("plain".into())));
     assert_eq!(pool(None, "", ""), Ok(None));
     assert_eq!(
-        pool(
-            None,
-            "worker-pool-name=sceure",
-            "worker: {pools: {secure: , plain: }}"
-        )
-        .unwrap_err()
-        .to_string(),
+        pool(None, "worker-pool-name=sceure", "worker: {pools: {secure: , plain: }}").unwrap_err().to_string(),
         "unknown pool \"sceure\", named by the annotation run.beam.cloud/worker-pool-name; known pools: plain, secure"
     );
     let error = pool(Some("x"), "", "").unwrap_err().to_string();
-    assert_eq!(
-        error,
-        "unknown pool \"x\", named by the handler's runtime options; the configuration has no pools"
-    );
+    assert_eq!(error, "unknown pool \"x\", named by the handler's runtime options; the configuration has no pools");
 }
 
 #[test]
@@ -593,53 +255,27 @@ fn what_a_tenant_wrote_is_short_and_escaped_in_every_message() {
         let mut annotations = BTreeMap::from([(key.to_owned(), hostile.clone())]);
         annotations.insert(format!("cdi.k8s.io/{hostile}"), String::new());
         let host = HostFacts {
-            runsc: Some(RunscFact::Found {
-                version: "1".into(),
-                nvproxy: true,
-            }),
+            runsc: Some(RunscFact::Found { version: "1".into(), nvproxy: true }),
             nvidia_driver: Some(false),
             kvm: None,
         };
-        let refusal = decide(
-            &config(""),
-            (key != POOL).then_some("secure"),
-            &annotations,
-            &Workload::default(),
-            &host,
-        );
+        let refusal = decide(&config(""), (key != POOL).then_some("secure"), &annotations, &Workload::default(), &host);
         let text = refusal.unwrap_err().to_string();
-        assert!(
-            text.len() < 1_500 && !text.contains(char::is_control),
-            "{text}"
-        );
+        assert!(text.len() < 1_500 && !text.contains(char::is_control), "{text}");
     }
 }
 
 #[test]
 fn the_command_line_is_that_of_the_documents() {
     let args = |pool, systemd| {
-        let decision = decide(
-            &config("runscFlags: [--network=host]"),
-            Some(pool),
-            &annotated(""),
-            &Workload::default(),
-            &full(),
-        );
+        let decision =
+            decide(&config("runscFlags: [--network=host]"), Some(pool), &annotated(""), &Workload::default(), &full());
         decision.unwrap().base_args("k8s.io", systemd).join(" ")
     };
     assert_eq!(args("plain", false), "--root /run/containerd/runc/k8s.io");
-    assert_eq!(
-        args("plain", true),
-        "--root /run/containerd/runc/k8s.io --systemd-cgroup"
-    );
-    assert_eq!(
-        args("secure", false),
-        "--root /run/gvisor/k8s.io --platform systrap --network=host"
-    );
-    assert_eq!(
-        args("gpu", false),
-        "--root /run/gvisor/k8s.io --platform systrap --nvproxy=true --network=host"
-    );
+    assert_eq!(args("plain", true), "--root /run/containerd/runc/k8s.io --systemd-cgroup");
+    assert_eq!(args("secure", false), "--root /run/gvisor/k8s.io --platform systrap --network=host");
+    assert_eq!(args("gpu", false), "--root /run/gvisor/k8s.io --platform systrap --nvproxy=true --network=host");
     assert_eq!(
         args("debug", true),
         "--root /srv/gvisor/k8s.io --platform systrap --debug=true --debug-log=/srv/gvisor/debug.log \
@@ -651,14 +287,7 @@ fn the_command_line_is_that_of_the_documents() {
 fn driver_capabilities_are_given_with_nvproxy_and_only_if_configured() {
     let config = config("nvproxyDriverCapabilities: [compute, utility]");
     for (pool, given) in [("gpu", true), ("secure", false)] {
-        let decision = decide(
-            &config,
-            Some(pool),
-            &annotated(""),
-            &Workload::default(),
-            &full(),
-        )
-        .unwrap();
+        let decision = decide(&config, Some(pool), &annotated(""), &Workload::default(), &full()).unwrap();
         let flag = "--nvproxy-allowed-driver-capabilities=compute,utility".to_owned();
         assert_eq!(decision.base_args("n", false).contains(&flag), given);
     }
@@ -667,14 +296,7 @@ fn driver_capabilities_are_given_with_nvproxy_and_only_if_configured() {
 #[test]
 fn a_decision_survives_being_written_down() {
     for pool in ["plain", "gpu", "criu", "debug"] {
-        let decision = decide(
-            &config(""),
-            Some(pool),
-            &annotated(""),
-            &Workload::default(),
-            &full(),
-        )
-        .unwrap();
+        let decision = decide(&config(""), Some(pool), &annotated(""), &Workload::default(), &full()).unwrap();
         let json = serde_json::to_string(&decision).unwrap();
         assert_eq!(serde_json::from_str::<Decision>(&json).unwrap(), decision);
     }
@@ -683,21 +305,9 @@ fn a_decision_survives_being_written_down() {
 #[test]
 fn runscs_own_annotations_reach_it_only_where_they_decide_nothing() {
     let passes = |shim, pool, key| {
-        decide(
-            &config(shim),
-            Some(pool),
-            &annotated(""),
-            &Workload::default(),
-            &full(),
-        )
-        .unwrap()
-        .passes_annotation(key)
+        decide(&config(shim), Some(pool), &annotated(""), &Workload::default(), &full()).unwrap().passes_annotation(key)
     };
-    for key in [
-        "dev.gvisor.internal.nvproxy",
-        "dev.gvisor.flag.network",
-        "dev.gvisor.spec.rootfs.overlay",
-    ] {
+    for key in ["dev.gvisor.internal.nvproxy", "dev.gvisor.flag.network", "dev.gvisor.spec.rootfs.overlay"] {
         assert!(!passes("", "secure", key));
         assert!(!passes("annotations: ignore", "secure", key));
         assert!(passes("annotations: trust", "secure", key));
@@ -710,25 +320,12 @@ fn runscs_own_annotations_reach_it_only_where_they_decide_nothing() {
 #[test]
 fn a_later_container_gets_a_gpu_only_where_the_sandbox_has_nvproxy() {
     let decided = |pool, annotations| {
-        decide(
-            &config(""),
-            Some(pool),
-            &annotated(annotations),
-            &Workload::default(),
-            &full(),
-        )
-        .unwrap()
+        decide(&config(""), Some(pool), &annotated(annotations), &Workload::default(), &full()).unwrap()
     };
     assert_eq!(decided("gpu", "").admit(&device()), Ok(()));
     assert_eq!(decided("plain", "").admit(&device()), Ok(()));
     assert_eq!(decided("secure", "").admit(&Workload::default()), Ok(()));
-    assert!(
-        decided("secure", "")
-            .admit(&device())
-            .unwrap_err()
-            .to_string()
-            .contains("started without nvproxy")
-    );
+    assert!(decided("secure", "").admit(&device()).unwrap_err().to_string().contains("started without nvproxy"));
     // Who forgoes the GPU has its devices cleared instead.
     assert_eq!(decided("gpu", "nvproxy=false").admit(&device()), Ok(()));
 }
@@ -736,20 +333,9 @@ fn a_later_container_gets_a_gpu_only_where_the_sandbox_has_nvproxy() {
 #[test]
 fn the_log_has_the_lines_that_operators_grep_for() {
     let lines = |shim, pool, host: &HostFacts| -> Vec<String> {
-        let decision = decide(
-            &config(shim),
-            Some(pool),
-            &annotated(""),
-            &Workload::default(),
-            host,
-        )
-        .unwrap();
+        let decision = decide(&config(shim), Some(pool), &annotated(""), &Workload::default(), host).unwrap();
         let show = |line: LogLine| {
-            let fields: Vec<_> = line
-                .fields
-                .iter()
-                .map(|(key, value)| format!("{key}={value}"))
-                .collect();
+            let fields: Vec<_> = line.fields.iter().map(|(key, value)| format!("{key}={value}")).collect();
             let level = match line.level {
                 Level::Warn => "WARN",
                 Level::Info => "INFO",
@@ -776,12 +362,7 @@ fn the_log_has_the_lines_that_operators_grep_for() {
             "DEBUG selected runtime for container container_id=abc123 runtime=runc",
         ]
     );
-    let gone = HostFacts {
-        runsc: Some(RunscFact::Missing {
-            tried: "no runsc".into(),
-        }),
-        ..full()
-    };
+    let gone = HostFacts { runsc: Some(RunscFact::Missing { tried: "no runsc".into() }), ..full() };
     assert_eq!(
         lines("runscUnavailable: runc", "secure", &gone)[2],
         "WARN failed to create gvisor runtime, falling back to runc container_id=abc123 error=no runsc"
@@ -808,16 +389,15 @@ fn a_gpu_is_found_in_a_spec_by_device_hook_or_annotation() {
         (hook("prestart", "/usr/bin/nvidia-container-runtime-hook", "void"), false),
         (hook("prestart", "/usr/bin/nvidia-container-runtime-hook", ""), false),
         (r#"{"process": {"env": ["NVIDIA_VISIBLE_DEVICES=all"]}}"#.to_owned(), false),
-        (r#"{"hooks": null, "linux": {"devices": null}, "process": {"env": null}, "annotations": null}"#.to_owned(), false),
+        (
+            r#"{"hooks": null, "linux": {"devices": null}, "process": {"env": null}, "annotations": null}"#.to_owned(),
+            false,
+        ),
         ("{}".to_owned(), false),
     ];
     for (spec, asks) in rows {
         let spec_view = SpecView::from_json(spec.as_bytes()).unwrap();
-        assert_eq!(
-            Workload::from_spec(&spec_view).asks_for_gpu(),
-            asks,
-            "{spec}"
-        );
+        assert_eq!(Workload::from_spec(&spec_view).asks_for_gpu(), asks, "{spec}");
     }
 }
 
@@ -834,13 +414,7 @@ fn a_cgroup_is_systemds_when_its_path_says_slice_prefix_name() {
         ("", false),
     ] {
         let spec = serde_json::json!({ "linux": { "cgroupsPath": path } }).to_string();
-        assert_eq!(
-            SpecView::from_json(spec.as_bytes())
-                .unwrap()
-                .systemd_cgroup(),
-            systemd,
-            "{path}"
-        );
+        assert_eq!(SpecView::from_json(spec.as_bytes()).unwrap().systemd_cgroup(), systemd, "{path}");
     }
     assert!(!SpecView::default().systemd_cgroup());
 }
@@ -861,9 +435,7 @@ fn is_no_loss(before: &Decision, after: &Decision, pool: &Pool, cdi: bool) -> bo
     }
 }
 
-fn word<T: Copy + std::fmt::Debug>(
-    words: &'static [(&'static str, T)],
-) -> impl Strategy<Value = &'static str> {
+fn word<T: Copy + std::fmt::Debug>(words: &'static [(&'static str, T)]) -> impl Strategy<Value = &'static str> {
     proptest::sample::select(words).prop_map(|(word, _)| word)
 }
 
@@ -886,19 +458,8 @@ fn annotation() -> impl Strategy<Value = (String, String)> {
     let fitting = proptest::sample::select(own.to_vec()).prop_flat_map(|(key, values)| {
         proptest::sample::select(values).prop_map(move |value| (key.to_owned(), value.to_owned()))
     });
-    let keys = vec![
-        CONTAINER_RUNTIME,
-        GVISOR_PLATFORM,
-        NVPROXY,
-        CHECKPOINT,
-        DEBUG,
-        "cdi.k8s.io",
-        "run.beam.cloud/x",
-    ];
-    let wild = (
-        proptest::sample::select(keys).prop_map(str::to_owned),
-        value(),
-    );
+    let keys = vec![CONTAINER_RUNTIME, GVISOR_PLATFORM, NVPROXY, CHECKPOINT, DEBUG, "cdi.k8s.io", "run.beam.cloud/x"];
+    let wild = (proptest::sample::select(keys).prop_map(str::to_owned), value());
     prop_oneof![9 => fitting, 1 => wild]
 }
 

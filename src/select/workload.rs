@@ -72,14 +72,8 @@ impl Workload {
     pub fn from_spec(spec: &SpecView) -> Self {
         let device = spec.devices().find(|path| path.starts_with(DEVICES));
         let device = device.map(|path| GpuEvidence::Device(quote(path).bare().to_string()));
-        let gpu = [
-            device,
-            spec.nvidia_hook(),
-            spec.annotations.as_ref().and_then(GpuEvidence::cdi),
-        ];
-        Self {
-            gpu: gpu.into_iter().flatten().collect(),
-        }
+        let gpu = [device, spec.nvidia_hook(), spec.annotations.as_ref().and_then(GpuEvidence::cdi)];
+        Self { gpu: gpu.into_iter().flatten().collect() }
     }
 
     /// Whether it asks for a GPU: for runsc, a spec's devices stay only then.
@@ -155,36 +149,23 @@ impl SpecView {
     }
 
     fn devices(&self) -> impl Iterator<Item = &str> {
-        self.linux
-            .iter()
-            .flat_map(|linux| &linux.devices)
-            .flatten()
-            .filter_map(|device| device.path.as_deref())
+        self.linux.iter().flat_map(|linux| &linux.devices).flatten().filter_map(|device| device.path.as_deref())
     }
 
     /// NVIDIA's hook, where the environment does not tell it to do nothing.
     fn nvidia_hook(&self) -> Option<GpuEvidence> {
         let environment = self.process.as_ref()?.env.as_ref()?;
         // Later entries overwrite earlier ones, as the hook itself reads them.
-        let visible = environment
-            .iter()
-            .rev()
-            .find_map(|entry| entry.strip_prefix(VISIBLE))?;
+        let visible = environment.iter().rev().find_map(|entry| entry.strip_prefix(VISIBLE))?;
         if visible.is_empty() || visible == "void" {
             return None;
         }
         let hooks = self.hooks.as_ref()?;
         let named = |hooks: &Option<Vec<Hook>>, name: &str| {
-            let mut paths = hooks
-                .iter()
-                .flatten()
-                .filter_map(|hook| hook.path.as_deref());
+            let mut paths = hooks.iter().flatten().filter_map(|hook| hook.path.as_deref());
             paths.any(|path| path.rsplit('/').next() == Some(name))
         };
-        let known = [
-            ("nvidia-container-runtime-hook", &hooks.prestart),
-            ("nvidia-cdi-hook", &hooks.create_container),
-        ];
+        let known = [("nvidia-container-runtime-hook", &hooks.prestart), ("nvidia-cdi-hook", &hooks.create_container)];
         let (name, _) = known.into_iter().find(|(name, hooks)| named(hooks, name))?;
         Some(GpuEvidence::Hook(name.to_owned()))
     }

@@ -52,16 +52,14 @@ pub fn delete(flags: &Flags, bundle: &Path) -> Result<(), CleanupError> {
         Ok(Some(record)) => {
             // Orphans of the dead shim may be left to us, and a gofer that is not reaped makes runsc wait for it.
             let _ = nix::sys::prctl::set_child_subreaper(true);
-            let event_loop = tokio::runtime::Builder::new_current_thread()
-                .enable_all()
-                .build();
+            let event_loop = tokio::runtime::Builder::new_current_thread().enable_all().build();
             event_loop
                 .map_err(io("start the event loop"))?
                 .block_on(remove(record, &bundle, &id))
                 .map_err(io("reap"))?;
         }
         Ok(None) => {
-            log::info!(container_id = id.as_str(); "nothing was created for this container")
+            log::debug!(container_id = id.as_str(); "nothing was created for this container")
         }
         // Unreadable is no reason to leave the mounts as well.
         Err(error) => {
@@ -79,9 +77,7 @@ pub fn delete(flags: &Flags, bundle: &Path) -> Result<(), CleanupError> {
     };
     let answer = response.write_to_bytes().unwrap_or_default();
     let mut out = io::stdout();
-    out.write_all(&answer)
-        .and_then(|()| out.flush())
-        .map_err(io("print the answer"))
+    out.write_all(&answer).and_then(|()| out.flush()).map_err(io("print the answer"))
 }
 
 async fn remove(record: Record, bundle: &Bundle, id: &Id) -> io::Result<()> {
@@ -97,9 +93,7 @@ async fn remove(record: Record, bundle: &Bundle, id: &Id) -> io::Result<()> {
 
 /// The dead shim's socket, unless it is a pod's and a living shim's again.
 fn remove_socket(bundle: &Bundle) {
-    let address = fs::read_to_string(bundle.join("address"))
-        .ok()
-        .and_then(|text| Address::parse(&text));
+    let address = fs::read_to_string(bundle.join("address")).ok().and_then(|text| Address::parse(&text));
     if let Some(address) = address.filter(|address| !address.is_alive()) {
         address.remove();
     }

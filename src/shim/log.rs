@@ -29,45 +29,18 @@ struct Logger {
 /// `fields` (`key=value …`) end every line.
 pub fn to_fifo(fifo: &Path, debug: bool, fields: String) {
     // Open for reading as well: so that it opens and stays writable while containerd is away.
-    let sink = File::options()
-        .read(true)
-        .write(true)
-        .custom_flags(libc::O_NONBLOCK)
-        .open(fifo)
-        .ok();
-    install(
-        Logger {
-            sink,
-            dropped: AtomicU64::new(0),
-            fields,
-        },
-        debug,
-    );
+    let sink = File::options().read(true).write(true).custom_flags(libc::O_NONBLOCK).open(fifo).ok();
+    install(Logger { sink, dropped: AtomicU64::new(0), fields }, debug);
 }
 
 /// Logs to standard error: for `delete`, whose standard error containerd logs, and for people.
 pub fn to_stderr(debug: bool) {
-    let sink = io::stderr()
-        .as_fd()
-        .try_clone_to_owned()
-        .ok()
-        .map(File::from);
-    install(
-        Logger {
-            sink,
-            dropped: AtomicU64::new(0),
-            fields: String::new(),
-        },
-        debug,
-    );
+    let sink = io::stderr().as_fd().try_clone_to_owned().ok().map(File::from);
+    install(Logger { sink, dropped: AtomicU64::new(0), fields: String::new() }, debug);
 }
 
 fn install(logger: Logger, debug: bool) {
-    log::set_max_level(if debug {
-        LevelFilter::Debug
-    } else {
-        LevelFilter::Info
-    });
+    log::set_max_level(if debug { LevelFilter::Debug } else { LevelFilter::Info });
     // It fails only where a logger is installed already, which then stays.
     let _ = log::set_boxed_logger(Box::new(logger));
 }
@@ -82,13 +55,8 @@ pub fn panics() {
 /// Logs a line that a decision has prepared.
 pub fn emit(line: &LogLine) {
     let fields = line.fields.as_slice();
-    log::logger().log(
-        &Record::builder()
-            .level(line.level)
-            .args(format_args!("{}", line.message))
-            .key_values(&fields)
-            .build(),
-    );
+    log::logger()
+        .log(&Record::builder().level(line.level).args(format_args!("{}", line.message)).key_values(&fields).build());
 }
 
 impl Log for Logger {
@@ -97,11 +65,7 @@ impl Log for Logger {
     }
 
     fn log(&self, record: &Record<'_>) {
-        let Some(mut sink) = self
-            .sink
-            .as_ref()
-            .filter(|_| self.enabled(record.metadata()))
-        else {
+        let Some(mut sink) = self.sink.as_ref().filter(|_| self.enabled(record.metadata())) else {
             return;
         };
         let dropped = self.dropped.swap(0, Ordering::Relaxed);
@@ -182,16 +146,8 @@ mod tests {
 
     fn line(message: std::fmt::Arguments<'_>, value: &str) -> String {
         let pairs = [("key", value)];
-        let record = Record::builder()
-            .args(message)
-            .level(log::Level::Warn)
-            .key_values(&pairs)
-            .build();
-        render(
-            &record,
-            "id=c1",
-            SystemTime::UNIX_EPOCH + Duration::from_millis(86_400_042),
-        )
+        let record = Record::builder().args(message).level(log::Level::Warn).key_values(&pairs).build();
+        render(&record, "id=c1", SystemTime::UNIX_EPOCH + Duration::from_millis(86_400_042))
     }
 
     #[test]
@@ -222,10 +178,7 @@ mod tests {
     fn foreign_text_can_neither_break_a_line_nor_forge_a_field() {
         let line = line(format_args!("m"), "a\nlevel=info msg=\"forged\"");
         assert_eq!(line.matches('\n').count(), 1);
-        assert!(
-            line.contains(r#"key="a\nlevel=info msg=\"forged\"""#),
-            "{line}"
-        );
+        assert!(line.contains(r#"key="a\nlevel=info msg=\"forged\"""#), "{line}");
     }
 
     #[test]

@@ -77,6 +77,18 @@ impl Reaper {
         exit
     }
 
+    /// Sends a signal, by number, to a claimed process; to nobody if it was reaped, since its pid may be another's now.
+    ///
+    /// # Errors
+    /// `ESRCH`: it has ended. `EINVAL`: there is no such signal.
+    pub fn signal(&self, pid: i32, signal: i32) -> Result<(), Errno> {
+        if !self.state().claims.contains_key(&pid) {
+            return Err(Errno::ESRCH);
+        }
+        // SAFETY: plain integers. libc's own call, since a signal is a number here: real-time ones have no name in nix.
+        Errno::result(unsafe { libc::kill(pid, signal) }).map(drop)
+    }
+
     /// Has exits of unknown processes kept until the guard is dropped.
     pub fn expect(&self) -> Expectation {
         self.state().expectations += 1;
@@ -96,10 +108,7 @@ impl Reaper {
                 _ if libc::WIFSIGNALED(status) => 128 + libc::WTERMSIG(status) as u32,
                 _ => libc::WEXITSTATUS(status) as u32,
             };
-            let exit = Exit {
-                code,
-                at: SystemTime::now(),
-            };
+            let exit = Exit { code, at: SystemTime::now() };
             let mut state = self.state();
             match state.claims.remove(&pid) {
                 Some(claim) => drop(claim.send(exit)),

@@ -27,9 +27,7 @@ const LAST_ANSWER: Duration = Duration::from_millis(20);
 #[derive(Debug, Error)]
 pub enum ServeError {
     /// Started by hand: `start` makes the server and gives it its listener.
-    #[error(
-        "there is no listener at descriptor {LISTENER_FD}: containerd starts the shim with the action `start`"
-    )]
+    #[error("there is no listener at descriptor {LISTENER_FD}: containerd starts the shim with the action `start`")]
     NoListener,
     /// An id is not usable.
     #[error(transparent)]
@@ -50,21 +48,11 @@ pub fn serve(flags: &Flags) -> Result<(), ServeError> {
     let id = Id::parse(&flags.id)?;
     let namespace = Id::parse(&flags.namespace)?;
     let listener = listener()?;
-    super::log::to_fifo(
-        Path::new("log"),
-        flags.debug,
-        format!("shim={id} namespace={namespace}"),
-    );
+    super::log::to_fifo(Path::new("log"), flags.debug, format!("shim={id} namespace={namespace}"));
     super::log::panics();
-    nix::sys::prctl::set_child_subreaper(true)
-        .map_err(io::Error::from)
-        .map_err(set_up("become a subreaper"))?;
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build();
-    let served = runtime
-        .map_err(set_up("start the event loop"))?
-        .block_on(run(listener, namespace.as_str()));
+    nix::sys::prctl::set_child_subreaper(true).map_err(io::Error::from).map_err(set_up("become a subreaper"))?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let served = runtime.map_err(set_up("start the event loop"))?.block_on(run(listener, namespace.as_str()));
     served.map_err(set_up("serve"))
 }
 
@@ -74,20 +62,14 @@ fn listener() -> Result<UnixListener, ServeError> {
     use std::os::fd::{AsFd, BorrowedFd};
     // SAFETY: it is only asked whether the descriptor is open at all.
     let borrowed = unsafe { BorrowedFd::borrow_raw(LISTENER_FD) };
-    let is_listener =
-        nix::sys::socket::getsockopt(&borrowed, nix::sys::socket::sockopt::AcceptConn);
+    let is_listener = nix::sys::socket::getsockopt(&borrowed, nix::sys::socket::sockopt::AcceptConn);
     if !is_listener.unwrap_or(false) {
         return Err(ServeError::NoListener);
     }
     // SAFETY: it is a listener, put there for us by `start`; nothing else in this process knows of it.
     let fd = unsafe { OwnedFd::from_raw_fd(LISTENER_FD) };
-    let set_up = |error| ServeError::SetUp {
-        what: "take over the listener",
-        error,
-    };
-    fcntl(fd.as_fd(), FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC))
-        .map_err(io::Error::from)
-        .map_err(set_up)?;
+    let set_up = |error| ServeError::SetUp { what: "take over the listener", error };
+    fcntl(fd.as_fd(), FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC)).map_err(io::Error::from).map_err(set_up)?;
     let listener = UnixListener::from(fd);
     listener.set_nonblocking(true).map_err(set_up)?;
     Ok(listener)
@@ -95,23 +77,14 @@ fn listener() -> Result<UnixListener, ServeError> {
 
 async fn run(listener: UnixListener, namespace: &str) -> io::Result<()> {
     let address = listener.local_addr()?;
-    let address = address
-        .as_pathname()
-        .and_then(|path| Address::parse(&format!("unix://{}", path.display())));
+    let address = address.as_pathname().and_then(|path| Address::parse(&format!("unix://{}", path.display())));
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let containerd = PathBuf::from(std::env::var_os("TTRPC_ADDRESS").unwrap_or_default());
     let events = Events::start(containerd, namespace);
-    let shim = Shim {
-        namespace: namespace.to_owned(),
-        events: events.clone(),
-        reaper: Reaper::start()?,
-    };
+    let shim = Shim { namespace: namespace.to_owned(), events: events.clone(), reaper: Reaper::start()? };
     let (pod, done) = Pod::start(shim);
-    let server = tokio::spawn(rpc::serve(
-        tokio::net::UnixListener::from_std(listener)?,
-        TaskService::services(pod),
-    ));
+    let server = tokio::spawn(rpc::serve(tokio::net::UnixListener::from_std(listener)?, TaskService::services(pod)));
     tokio::select! {
         _ = done => log::debug!("the pod is done"),
         _ = terminate.recv() => log::info!("ended by SIGTERM"),

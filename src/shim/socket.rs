@@ -46,13 +46,7 @@ impl Address {
     /// The address for a group (a pod, or a container by itself) of one containerd: the same inputs, the same
     /// address, so that a later container of the pod finds the pod's shim.
     pub fn of_group(containerd: &Path, namespace: &str, group: &str) -> Self {
-        let digest = Sha256::digest(
-            containerd
-                .join(namespace)
-                .join(group)
-                .as_os_str()
-                .as_encoded_bytes(),
-        );
+        let digest = Sha256::digest(containerd.join(namespace).join(group).as_os_str().as_encoded_bytes());
         let mut name = String::with_capacity(64);
         for byte in digest {
             name.push_str(&format!("{byte:02x}"));
@@ -79,11 +73,7 @@ impl Address {
             move |error| SocketError::Io { what, path, error }
         };
         let directory = Path::new(DIRECTORY);
-        fs::DirBuilder::new()
-            .recursive(true)
-            .mode(0o711)
-            .create(directory)
-            .map_err(fail("create", directory))?;
+        fs::DirBuilder::new().recursive(true).mode(0o711).create(directory).map_err(fail("create", directory))?;
         let listener = match UnixListener::bind(&self.0) {
             Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
                 if self.is_alive() {
@@ -95,8 +85,7 @@ impl Address {
             result => result,
         }
         .map_err(fail("listen on", &self.0))?;
-        fs::set_permissions(&self.0, fs::Permissions::from_mode(0o600))
-            .map_err(fail("restrict", &self.0))?;
+        fs::set_permissions(&self.0, fs::Permissions::from_mode(0o600)).map_err(fail("restrict", &self.0))?;
         Ok(Bound::New(listener))
     }
 
@@ -131,28 +120,16 @@ mod tests {
 
     #[test]
     fn an_address_is_the_hash_of_containerd_namespace_and_group() {
-        let address = Address::of_group(
-            Path::new("/run/containerd/containerd.sock"),
-            "default",
-            "c1",
-        );
+        let address = Address::of_group(Path::new("/run/containerd/containerd.sock"), "default", "c1");
         // printf %s /run/containerd/containerd.sock/default/c1 | sha256sum
         let hash = "d25aa4ef11a84e954e74a5bcff06557d0b6ea8d0c00243896f29826694bbd888";
-        assert_eq!(
-            address.to_string(),
-            format!("unix:///run/containerd/s/{hash}")
-        );
+        assert_eq!(address.to_string(), format!("unix:///run/containerd/s/{hash}"));
         assert_eq!(Address::parse(&address.to_string()), Some(address));
     }
 
     #[test]
     fn only_a_shims_socket_is_an_address() {
-        for text in [
-            "",
-            "unix:///etc/passwd",
-            "unix:///run/containerd/s/../../../etc/passwd",
-            "/run/containerd/s/x",
-        ] {
+        for text in ["", "unix:///etc/passwd", "unix:///run/containerd/s/../../../etc/passwd", "/run/containerd/s/x"] {
             assert_eq!(Address::parse(text), None, "{text}");
         }
     }

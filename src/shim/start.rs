@@ -62,24 +62,16 @@ pub fn start(flags: &Flags, bundle: &Path) -> Result<(), StartError> {
 /// Starts the server in the bundle, with the listener as its third descriptor and nothing else of ours.
 fn spawn_server(flags: &Flags, bundle: &Path, listener: UnixListener) -> Result<Child, StartError> {
     let io = |what| move |error| StartError::Io { what, error };
-    let listener =
-        at_descriptor(listener.into(), LISTENER_FD).map_err(io("pass on the listener"))?;
+    let listener = at_descriptor(listener.into(), LISTENER_FD).map_err(io("pass on the listener"))?;
     let program = std::env::current_exe().map_err(io("find the shim's own program"))?;
     let mut command = Command::new(program);
-    command
-        .args(["-namespace", &flags.namespace, "-id", &flags.id])
-        .arg("-address")
-        .arg(&flags.address);
+    command.args(["-namespace", &flags.namespace, "-id", &flags.id]).arg("-address").arg(&flags.address);
     if flags.debug {
         command.arg("-debug");
     }
     // containerd waits for the end of our output, and signals to its group are not for us.
-    command
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .process_group(0)
-        .current_dir(bundle);
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).process_group(0).current_dir(bundle);
+    keep_stray_descriptors();
     adjust_oom_score();
     share_core_cookie();
     let server = command.spawn().map_err(StartError::Spawn);
@@ -91,10 +83,7 @@ fn spawn_server(flags: &Flags, bundle: &Path, listener: UnixListener) -> Result<
 fn at_descriptor(from: OwnedFd, number: i32) -> io::Result<OwnedFd> {
     if from.as_raw_fd() == number {
         // dup2 onto itself would leave close-on-exec set.
-        nix::fcntl::fcntl(
-            &from,
-            nix::fcntl::FcntlArg::F_SETFD(nix::fcntl::FdFlag::empty()),
-        )?;
+        nix::fcntl::fcntl(&from, nix::fcntl::FcntlArg::F_SETFD(nix::fcntl::FdFlag::empty()))?;
         return Ok(from);
     }
     // SAFETY: whatever has this number (nothing, or a stray descriptor that containerd leaked) is not owned by any
@@ -116,9 +105,7 @@ fn announce(bundle: &Path, address: &Address) -> Result<(), StartError> {
         .and_then(|()| fs::rename(&new, &file))
         .map_err(io("write the address file"))?;
     let mut out = io::stdout();
-    out.write_all(address.to_string().as_bytes())
-        .and_then(|()| out.flush())
-        .map_err(io("print the address"))
+    out.write_all(address.to_string().as_bytes()).and_then(|()| out.flush()).map_err(io("print the address"))
 }
 
 fn kill(mut server: Child) {
@@ -127,16 +114,21 @@ fn kill(mut server: Child) {
     let _ = server.wait();
 }
 
+/// Keeps descriptors that some ancestor left open from living on in the server: one of them may be the pipe that
+/// somebody waits for the end of. Best effort: kernels before 5.11 do not know the flag.
+fn keep_stray_descriptors() {
+    let first = LISTENER_FD.unsigned_abs() + 1;
+    // SAFETY: nothing is closed here; the descriptors only do not survive an exec.
+    unsafe { libc::syscall(libc::SYS_close_range, first, u32::MAX, libc::CLOSE_RANGE_CLOEXEC) };
+}
+
 /// Makes the kernel prefer the shim over containerd as a victim: containerd's score and one more, inherited by the
 /// server. Best effort, as in the Go shim.
 fn adjust_oom_score() {
     let read = |path: String| fs::read_to_string(path).ok()?.trim().parse::<i32>().ok();
     let parent = nix::unistd::getppid();
     if let Some(score) = read(format!("/proc/{parent}/oom_score_adj")) {
-        let _ = fs::write(
-            "/proc/self/oom_score_adj",
-            (score + 1).min(1000).to_string(),
-        );
+        let _ = fs::write("/proc/self/oom_score_adj", (score + 1).min(1000).to_string());
     }
 }
 
@@ -148,13 +140,5 @@ fn share_core_cookie() {
     }
     const PROCESS_GROUP: libc::c_int = 2;
     // SAFETY: plain integers; pid 0 is the caller.
-    unsafe {
-        libc::prctl(
-            libc::PR_SCHED_CORE,
-            libc::PR_SCHED_CORE_CREATE,
-            0,
-            PROCESS_GROUP,
-            0,
-        )
-    };
+    unsafe { libc::prctl(libc::PR_SCHED_CORE, libc::PR_SCHED_CORE_CREATE, 0, PROCESS_GROUP, 0) };
 }

@@ -99,10 +99,9 @@ impl Stdio {
             stdio.input = Some(stdio.inputs.spawn(splice_all(fifo, watched(ours)?)));
             streams.stdin = Some(theirs);
         }
-        for (stream, name, end) in [
-            ("stdout", &names.stdout, &mut streams.stdout),
-            ("stderr", &names.stderr, &mut streams.stderr),
-        ] {
+        for (stream, name, end) in
+            [("stdout", &names.stdout, &mut streams.stdout), ("stderr", &names.stderr, &mut streams.stderr)]
+        {
             if name.is_empty() {
                 continue;
             }
@@ -112,10 +111,7 @@ impl Stdio {
             stdio.outputs.spawn(async move {
                 match sink {
                     // Both are held to the end: the reader so that the fifo stays writable while containerd is away.
-                    Sink::Fifo {
-                        writer,
-                        reader: _reader,
-                    } => splice_all(ours, writer).await,
+                    Sink::Fifo { writer, reader: _reader } => splice_all(ours, writer).await,
                     Sink::File(file) => pour(ours, Sink::File(file)).await,
                 }
             });
@@ -130,17 +126,11 @@ impl Stdio {
         if !names.stdin.is_empty() {
             let (fifo, writer) = open_input(&names.stdin)?;
             stdio.stdin_open = Some(writer);
-            stdio.input = Some(
-                stdio
-                    .inputs
-                    .spawn(feed_terminal(fifo, watched(console.duplicate()?)?)),
-            );
+            stdio.input = Some(stdio.inputs.spawn(feed_terminal(fifo, watched(console.duplicate()?)?)));
         }
         if !names.stdout.is_empty() {
             let sink = Sink::open("stdout", &names.stdout)?;
-            stdio
-                .outputs
-                .spawn(pour(watched(console.duplicate()?)?, sink));
+            stdio.outputs.spawn(pour(watched(console.duplicate()?)?, sink));
         }
         stdio.console = Some(console);
         Ok(stdio)
@@ -153,9 +143,7 @@ impl Stdio {
 
     /// Sets the terminal's size, in characters. Without a terminal there is nothing to set.
     pub fn resize(&self, width: u16, height: u16) -> Result<(), StdioError> {
-        self.console
-            .as_ref()
-            .map_or(Ok(()), |console| console.resize(width, height))
+        self.console.as_ref().map_or(Ok(()), |console| console.resize(width, height))
     }
 
     /// Waits until the output of an ended process has been delivered, `limit` at most: a grandchild may hold the pipe,
@@ -164,20 +152,14 @@ impl Stdio {
         self.inputs.abort_all();
         let drained = async { while self.outputs.join_next().await.is_some() {} };
         if tokio::time::timeout(limit, drained).await.is_err() {
-            log::warn!(
-                "output was still open when its process was deleted; the rest of it is not delivered"
-            );
+            log::warn!("output was still open when its process was deleted; the rest of it is not delivered");
         }
     }
 }
 
 /// Opens the fifo of an input, and its writing end, which keeps it from ending when a client detaches.
 fn open_input(name: &str) -> Result<(AsyncFd<OwnedFd>, OwnedFd), StdioError> {
-    let fail = |error| StdioError::Open {
-        stream: "stdin",
-        path: name.into(),
-        error,
-    };
+    let fail = |error| StdioError::Open { stream: "stdin", path: name.into(), error };
     // Without waiting for a writer; and there is a reader then, so that the second does not fail.
     let reader = open_nonblocking(Path::new(name), OFlag::O_RDONLY).map_err(fail)?;
     let writer = open_nonblocking(Path::new(name), OFlag::O_WRONLY).map_err(fail)?;
@@ -190,19 +172,12 @@ fn open_nonblocking(path: &Path, mode: OFlag) -> io::Result<OwnedFd> {
         .write(mode == OFlag::O_WRONLY)
         .custom_flags(libc::O_NONBLOCK)
         .open(path)?;
-    if file.metadata()?.file_type().is_fifo() {
-        Ok(file.into())
-    } else {
-        Err(io::Error::other("it is not a fifo"))
-    }
+    if file.metadata()?.file_type().is_fifo() { Ok(file.into()) } else { Err(io::Error::other("it is not a fifo")) }
 }
 
 /// A pipe: the reading end and the writing end. The process's end must block, ours must not; `watched` sees to ours.
 fn pipe() -> Result<(OwnedFd, OwnedFd), StdioError> {
-    pipe2(OFlag::O_CLOEXEC).map_err(|error| StdioError::Io {
-        what: "make a pipe",
-        error: error.into(),
-    })
+    pipe2(OFlag::O_CLOEXEC).map_err(|error| StdioError::Io { what: "make a pipe", error: error.into() })
 }
 
 /// Makes a descriptor non-blocking and known to the event loop.
@@ -211,8 +186,5 @@ fn watched(fd: OwnedFd) -> Result<AsyncFd<OwnedFd>, StdioError> {
     fcntl(&fd, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))
         .map_err(io::Error::from)
         .and_then(|_| crate::fd::watch(fd, Interest::READABLE | Interest::WRITABLE))
-        .map_err(|error| StdioError::Io {
-            what: "watch a stream",
-            error,
-        })
+        .map_err(|error| StdioError::Io { what: "watch a stream", error })
 }

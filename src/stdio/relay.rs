@@ -27,14 +27,7 @@ pub(super) async fn splice_all(from: Watched, to: Watched) {
         let Ok(mut readable) = from.readable().await else {
             return;
         };
-        match splice(
-            from.get_ref(),
-            None,
-            to.get_ref(),
-            None,
-            CHUNK,
-            SpliceFFlags::SPLICE_F_NONBLOCK,
-        ) {
+        match splice(from.get_ref(), None, to.get_ref(), None, CHUNK, SpliceFFlags::SPLICE_F_NONBLOCK) {
             Ok(0) => return,
             Ok(_) | Err(Errno::EINTR) => {}
             // One error for both "nothing to read" and "no room to write".
@@ -103,8 +96,7 @@ async fn send(to: &Watched, mut bytes: &[u8]) -> Result<(), Errno> {
 }
 
 fn append(mut file: &File, bytes: &[u8]) -> Result<(), Errno> {
-    file.write_all(bytes)
-        .map_err(|error: io::Error| error.raw_os_error().map_or(Errno::EIO, Errno::from_raw))
+    file.write_all(bytes).map_err(|error: io::Error| error.raw_os_error().map_or(Errno::EIO, Errno::from_raw))
 }
 
 /// Waits for room; `false` if the event loop is gone.

@@ -28,35 +28,19 @@ impl Sink {
     pub(super) fn open(stream: &'static str, name: &str) -> Result<Self, StdioError> {
         let (scheme, path) = name.split_once("://").unwrap_or(("fifo", name));
         let path = Path::new(path);
-        let open = |error| StdioError::Open {
-            stream,
-            path: path.to_owned(),
-            error,
-        };
+        let open = |error| StdioError::Open { stream, path: path.to_owned(), error };
         match scheme {
             "fifo" if path.is_absolute() => {
                 let reader = open_nonblocking(path, OFlag::O_RDONLY).map_err(open)?;
                 let writer = open_nonblocking(path, OFlag::O_WRONLY).map_err(open)?;
-                Ok(Self::Fifo {
-                    writer: watched(writer)?,
-                    reader,
-                })
+                Ok(Self::Fifo { writer: watched(writer)?, reader })
             }
             "file" if path.is_absolute() => {
                 let directory = path.parent().map(PathBuf::from).unwrap_or_default();
                 fs::create_dir_all(&directory).map_err(open)?;
-                File::options()
-                    .append(true)
-                    .create(true)
-                    .mode(0o644)
-                    .open(path)
-                    .map(Self::File)
-                    .map_err(open)
+                File::options().append(true).create(true).mode(0o644).open(path).map(Self::File).map_err(open)
             }
-            _ => Err(StdioError::Name {
-                stream,
-                name: name.chars().take(200).collect(),
-            }),
+            _ => Err(StdioError::Name { stream, name: name.chars().take(200).collect() }),
         }
     }
 }

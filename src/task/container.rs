@@ -21,9 +21,9 @@ use crate::bundle::record::Record;
 use crate::bundle::{Bundle, Id, rootfs};
 use crate::cgroup::{Cgroup, OomWatch};
 use crate::events::{Events, timestamp};
-use crate::runtime::{ProcessStreams, Runtime, RuntimeError, Started, Target};
+use crate::runtime::{ExecStreams, ProcessStreams, Runtime, RuntimeError, Started, Target};
 use crate::shim::reaper::{Claim, Exit};
-use crate::stdio::{ConsoleSocket, Stdio, StdioError, StreamNames};
+use crate::stdio::{Console, ConsoleSocket, Stdio, StdioError, StreamNames};
 
 /// How long a deleted process's output may take to be delivered. containerd's CRI gives its exit handling, in which
 /// this is one step, ten seconds.
@@ -32,63 +32,23 @@ const DRAIN: Duration = Duration::from_secs(2);
 const STRAGGLERS: Duration = Duration::from_secs(2);
 /// How long a killed init may take to be reaped.
 const REAP: Duration = Duration::from_secs(2);
+const SIGKILL: u32 = Signal::SIGKILL as u32;
 
 /// What a container can be asked. An absent `exec` means the init.
 pub(super) enum Request {
-    Start {
-        exec: Option<Id>,
-        reply: Reply<u32>,
-    },
-    Exec {
-        id: Id,
-        spec: Vec<u8>,
-        names: StreamNames,
-        reply: Reply<()>,
-    },
-    State {
-        exec: Option<Id>,
-        reply: Reply<Snapshot>,
-    },
-    Wait {
-        exec: Option<Id>,
-        reply: Reply<Exit>,
-    },
-    Kill {
-        exec: Option<Id>,
-        signal: u32,
-        all: bool,
-        reply: Reply<()>,
-    },
-    Delete {
-        exec: Option<Id>,
-        reply: Reply<Deleted>,
-    },
-    Pids {
-        reply: Reply<Vec<(u32, Option<Id>)>>,
-    },
-    CloseStdin {
-        exec: Option<Id>,
-        reply: Reply<()>,
-    },
-    Resize {
-        exec: Option<Id>,
-        width: u16,
-        height: u16,
-        reply: Reply<()>,
-    },
-    Pause {
-        reply: Reply<()>,
-    },
-    Resume {
-        reply: Reply<()>,
-    },
-    Update {
-        resources: Vec<u8>,
-        reply: Reply<()>,
-    },
-    Stats {
-        reply: Reply<Any>,
-    },
+    Start { exec: Option<Id>, reply: Reply<u32> },
+    Exec { id: Id, spec: Vec<u8>, names: StreamNames, reply: Reply<()> },
+    State { exec: Option<Id>, reply: Reply<Snapshot> },
+    Wait { exec: Option<Id>, reply: Reply<Exit> },
+    Kill { exec: Option<Id>, signal: u32, all: bool, reply: Reply<()> },
+    Delete { exec: Option<Id>, reply: Reply<Deleted> },
+    Pids { reply: Reply<Vec<(u32, Option<Id>)>> },
+    CloseStdin { exec: Option<Id>, reply: Reply<()> },
+    Resize { exec: Option<Id>, width: u16, height: u16, reply: Reply<()> },
+    Pause { reply: Reply<()> },
+    Resume { reply: Reply<()> },
+    Update { resources: Vec<u8>, reply: Reply<()> },
+    Stats { reply: Reply<Any> },
 }
 
 /// What tasks report back.
@@ -101,6 +61,8 @@ enum Report {
     ExecStarted(Id, Result<(Started, Stdio), TaskError>, Reply<u32>),
     /// The runtime has paused (`true`) or resumed the container, or not.
     Paused(bool, Result<(), RuntimeError>, Reply<()>),
+    /// A kill has resumed the container, or not.
+    Thawed(bool),
     /// A command without consequences here is done.
     Idle,
     /// The stragglers have had their time.
@@ -156,15 +118,10 @@ pub(super) struct Handle(mpsc::UnboundedSender<Message>);
 
 impl Handle {
     /// Asks, and waits for the answer. Given up, the request is carried out all the same.
-    pub(super) async fn ask<T>(
-        &self,
-        request: impl FnOnce(Reply<T>) -> Request,
-    ) -> Result<T, TaskError> {
+    pub(super) async fn ask<T>(&self, request: impl FnOnce(Reply<T>) -> Request) -> Result<T, TaskError> {
         let (reply, answer) = oneshot::channel();
         let gone = || TaskError::NotFound("the container was deleted meanwhile".into());
-        self.0
-            .send(Message::Request(request(reply)))
-            .map_err(|_| gone())?;
+        self.0.send(Message::Request(request(reply))).map_err(|_| gone())?;
         answer.await.map_err(|_| gone())?
     }
 }
@@ -193,15 +150,14 @@ pub(super) struct Container {
     /// The runtime has deleted the container; only the init's end is still to come.
     removed: Option<Reply<Deleted>>,
     init_claim: Option<Claim>,
+    /// Tells the task that starts the init that it is over already.
+    ended_in_start: Option<oneshot::Sender<()>>,
     mailbox: mpsc::UnboundedSender<Message>,
     messages: mpsc::UnboundedReceiver<Message>,
 }
 
 impl Container {
-    #[expect(
-        clippy::too_many_arguments,
-        reason = "each is made by another step of a creation"
-    )]
+    #[expect(clippy::too_many_arguments, reason = "each is made by another step of a creation")]
     pub(super) fn new(
         shim: &Shim,
         id: Id,
@@ -234,6 +190,7 @@ impl Container {
             waiting: VecDeque::new(),
             removed: None,
             init_claim: Some(init_claim),
+            ended_in_start: None,
             mailbox,
             messages,
         }
@@ -281,55 +238,27 @@ impl Container {
     fn on_request(&mut self, request: Request) {
         match request {
             Request::Start { exec: None, reply } => self.enqueue(Command::Start(reply)),
-            Request::Start {
-                exec: Some(exec),
-                reply,
-            } => self.start_exec(exec, reply),
-            Request::Exec {
-                id,
-                spec,
-                names,
-                reply,
-            } => drop(reply.send(self.add_exec(id, spec, names))),
+            Request::Start { exec: Some(exec), reply } => self.start_exec(exec, reply),
+            Request::Exec { id, spec, names, reply } => drop(reply.send(self.add_exec(id, spec, names))),
             Request::State { exec, reply } => drop(reply.send(self.snapshot(exec.as_ref()))),
             Request::Wait { exec, reply } => match self.process(exec.as_ref()) {
                 Ok(process) => process.wait(reply),
                 Err(error) => drop(reply.send(Err(error))),
             },
-            Request::Kill {
-                exec,
-                signal,
-                all,
-                reply,
-            } => self.kill(exec.as_ref(), signal, all, reply),
+            Request::Kill { exec, signal, all, reply } => self.kill(exec.as_ref(), signal, all, reply),
             Request::Delete { exec: None, reply } => self.enqueue(Command::Delete(reply)),
-            Request::Delete {
-                exec: Some(exec),
-                reply,
-            } => self.delete_exec(exec, reply),
+            Request::Delete { exec: Some(exec), reply } => self.delete_exec(exec, reply),
             Request::Pids { reply } => self.pids(reply),
             Request::CloseStdin { exec, reply } => {
-                drop(reply.send(self.with_stdio(exec.as_ref(), |stdio| {
-                    stdio.close_stdin();
-                    Ok(())
-                })))
+                drop(reply.send(self.process(exec.as_ref()).map(Process::close_stdin)));
             }
-            Request::Resize {
-                exec,
-                width,
-                height,
-                reply,
-            } => {
-                drop(
-                    reply.send(self.with_stdio(exec.as_ref(), |stdio| stdio.resize(width, height))),
-                );
+            Request::Resize { exec, width, height, reply } => {
+                drop(reply.send(self.with_stdio(exec.as_ref(), |stdio| stdio.resize(width, height))));
             }
             Request::Pause { reply } => self.enqueue(Command::Pause(true, reply)),
             Request::Resume { reply } => self.enqueue(Command::Pause(false, reply)),
             Request::Update { resources, reply } => self.enqueue(Command::Update(resources, reply)),
-            Request::Stats { reply } => {
-                drop(reply.send(self.cgroup.metrics().map_err(TaskError::from)))
-            }
+            Request::Stats { reply } => drop(reply.send(self.cgroup.metrics().map_err(TaskError::from))),
         }
     }
 
@@ -351,6 +280,8 @@ impl Container {
                 let _ = reply.send(result.map_err(TaskError::from));
                 self.next();
             }
+            Report::Thawed(true) if self.paused => self.set_paused(false),
+            Report::Thawed(_) => {}
             Report::Idle => self.next(),
             Report::GiveUpStragglers => self.announce_init_exit(),
             Report::Removed(Ok(()), reply) => self.removed = Some(reply),
@@ -399,7 +330,10 @@ impl Container {
             return false;
         }
         let (runtime, streams) = (self.runtime.clone(), self.held_streams.take());
-        self.report(async move { Report::Started(runtime.start(streams).await, reply) });
+        let (tell, ended) = oneshot::channel();
+        self.ended_in_start = Some(tell);
+        let pid = self.init.pid().cast_signed();
+        self.report(async move { Report::Started(start_init(&runtime, pid, streams, ended).await, reply) });
         true
     }
 
@@ -407,11 +341,7 @@ impl Container {
         let pid = self.init.pid();
         let ended = match &result {
             Ok(()) => {
-                self.events.publish(event::TaskStart {
-                    container_id: self.id.to_string(),
-                    pid,
-                    ..Default::default()
-                });
+                self.events.publish(event::TaskStart { container_id: self.id.to_string(), pid, ..Default::default() });
                 self.init.started(pid.cast_signed())
             }
             Err(error) => {
@@ -428,20 +358,14 @@ impl Container {
     fn pause(&mut self, pause: bool, reply: Reply<()>) -> bool {
         if !self.init.is_alive() {
             let what = if pause { "paused" } else { "resumed" };
-            let _ = reply.send(Err(TaskError::WrongState(format!(
-                "container {} does not run and cannot be {what}",
-                self.id
-            ))));
+            let _ = reply
+                .send(Err(TaskError::WrongState(format!("container {} does not run and cannot be {what}", self.id))));
             return false;
         }
         self.pausing = pause;
         let runtime = self.runtime.clone();
         self.report(async move {
-            let result = if pause {
-                runtime.pause().await
-            } else {
-                runtime.resume().await
-            };
+            let result = if pause { runtime.pause().await } else { runtime.resume().await };
             Report::Paused(pause, result, reply)
         });
         true
@@ -451,15 +375,9 @@ impl Container {
         self.paused = paused;
         let container_id = self.id.to_string();
         if paused {
-            self.events.publish(event::TaskPaused {
-                container_id,
-                ..Default::default()
-            });
+            self.events.publish(event::TaskPaused { container_id, ..Default::default() });
         } else {
-            self.events.publish(event::TaskResumed {
-                container_id,
-                ..Default::default()
-            });
+            self.events.publish(event::TaskResumed { container_id, ..Default::default() });
         }
     }
 
@@ -485,10 +403,7 @@ impl Container {
                 return false;
             }
         };
-        let (runtime, stdio) = (
-            self.runtime.clone(),
-            self.init.stdio.take().unwrap_or_default(),
-        );
+        let (runtime, stdio) = (self.runtime.clone(), self.init.stdio.take().unwrap_or_default());
         self.held_streams = None;
         self.report(async move {
             let ((), deleted) = tokio::join!(stdio.drain(DRAIN), remove(&runtime, force));
@@ -507,10 +422,7 @@ impl Container {
     fn finish(&mut self, exit: Exit) -> Deleted {
         rootfs::unmount_all(&self.bundle.rootfs());
         Record::remove(&self.bundle);
-        let end = Deleted {
-            pid: self.init.pid(),
-            exit,
-        };
+        let end = Deleted { pid: self.init.pid(), exit };
         self.events.publish(event::TaskDelete {
             container_id: self.id.to_string(),
             pid: end.pid,
@@ -530,15 +442,15 @@ impl Container {
             // Announced when the runtime says that it has started, or has not.
             State::Starting { ended, .. } => {
                 ended.get_or_insert(exit);
+                if let Some(tell) = self.ended_in_start.take() {
+                    let _ = tell.send(());
+                }
                 return;
             }
             State::Running { ended, .. } => drop(ended.get_or_insert(exit)),
             State::Created { pid } => {
                 let pid = pid.unwrap_or_default();
-                self.init.state = State::Running {
-                    pid,
-                    ended: Some(exit),
-                };
+                self.init.state = State::Running { pid, ended: Some(exit) };
             }
         }
         // The last look, at once: the counter is final when its processes are dead.
@@ -548,7 +460,7 @@ impl Container {
             // Its other processes have lost nothing but their init.
             let runtime = self.runtime.clone();
             self.report(async move {
-                let _ = runtime.kill(Signal::SIGKILL as u32, Target::All).await;
+                let _ = runtime.kill(SIGKILL, Target::All).await;
                 Report::GiveUpStragglers
             });
         } else if self.has_stragglers() {
@@ -559,16 +471,11 @@ impl Container {
     }
 
     fn has_stragglers(&self) -> bool {
-        self.execs
-            .values()
-            .any(|exec| exec.is_alive() || exec.is_starting())
+        self.execs.values().any(|exec| exec.is_alive() || exec.is_starting())
     }
 
     fn announce_init_exit(&mut self) {
-        if let State::Running {
-            ended: Some(exit), ..
-        } = self.init.state
-        {
+        if let State::Running { ended: Some(exit), .. } = self.init.state {
             self.paused = false;
             self.init.stop(exit);
             self.publish_exit(self.id.as_str(), self.init.pid(), exit);
@@ -601,10 +508,7 @@ impl Container {
     fn out_of_memory(&self, kills: u64) {
         if kills > 0 {
             log::info!(container_id = self.id.as_str(), kills; "OOM kill detected via cgroup watcher");
-            self.events.publish(event::TaskOOM {
-                container_id: self.id.to_string(),
-                ..Default::default()
-            });
+            self.events.publish(event::TaskOOM { container_id: self.id.to_string(), ..Default::default() });
         }
     }
 
@@ -612,18 +516,14 @@ impl Container {
 
     fn add_exec(&mut self, id: Id, spec: Vec<u8>, names: StreamNames) -> Result<(), TaskError> {
         if self.execs.contains_key(&id) || id == self.id {
-            return Err(TaskError::AlreadyExists(format!(
-                "exec {id} exists already in container {}",
-                self.id
-            )));
+            return Err(TaskError::AlreadyExists(format!("exec {id} exists already in container {}", self.id)));
         }
         self.events.publish(event::TaskExecAdded {
             container_id: self.id.to_string(),
             exec_id: id.to_string(),
             ..Default::default()
         });
-        self.execs
-            .insert(id.clone(), Process::created(None, names, None));
+        self.execs.insert(id.clone(), Process::created(None, names, None));
         self.exec_specs.insert(id, spec);
         Ok(())
     }
@@ -631,10 +531,9 @@ impl Container {
     fn start_exec(&mut self, id: Id, reply: Reply<u32>) {
         let begun = match self.execs.get_mut(&id) {
             None => Err(TaskError::no_exec(id.as_str())),
-            Some(_) if !self.init.is_alive() => Err(TaskError::WrongState(format!(
-                "container {} does not run; nothing can be executed in it",
-                self.id
-            ))),
+            Some(_) if !self.init.is_alive() => {
+                Err(TaskError::WrongState(format!("container {} does not run; nothing can be executed in it", self.id)))
+            }
             Some(exec) => exec.begin().map(|()| exec.names.clone()),
         };
         let names = match begun {
@@ -651,19 +550,14 @@ impl Container {
         });
     }
 
-    fn exec_started(
-        &mut self,
-        id: &Id,
-        result: Result<(Started, Stdio), TaskError>,
-        reply: Reply<u32>,
-    ) {
+    fn exec_started(&mut self, id: &Id, result: Result<(Started, Stdio), TaskError>, reply: Reply<u32>) {
         let Some(exec) = self.execs.get_mut(id) else {
             return;
         };
         match result {
             Ok((started, stdio)) => {
                 exec.started(started.pid);
-                exec.stdio = Some(stdio);
+                exec.connect(stdio);
                 exec.inner_pid = started.inner_pid;
                 let pid = exec.pid();
                 self.events.publish(event::TaskExecStarted {
@@ -678,10 +572,7 @@ impl Container {
             Err(error) => {
                 log::error!(container_id = self.id.as_str(), exec_id = id.as_str(), error = error.to_string().as_str(); "exec failed");
                 // It never ran: it can be deleted, and there is no exit to announce.
-                exec.stop(Exit {
-                    code: 255,
-                    ..killed()
-                });
+                exec.stop(Exit { code: 255, ..killed() });
                 let _ = reply.send(Err(error));
                 if !self.has_stragglers() {
                     self.announce_init_exit();
@@ -696,19 +587,13 @@ impl Container {
         };
         let exit = match exec.state {
             State::Stopped { exit, .. } => exit,
-            State::Created { .. } => Exit {
-                code: 0,
-                ..killed()
-            },
+            State::Created { .. } => Exit { code: 0, ..killed() },
             State::Starting { .. } | State::Running { .. } => {
                 let running = format!("exec {id} runs; kill it before you delete it");
                 return drop(reply.send(Err(TaskError::WrongState(running))));
             }
         };
-        let end = Deleted {
-            pid: exec.pid(),
-            exit,
-        };
+        let end = Deleted { pid: exec.pid(), exit };
         let stdio = exec.stdio.take().unwrap_or_default();
         self.exec_specs.remove(&id);
         self.report(async move {
@@ -722,10 +607,7 @@ impl Container {
     fn process(&mut self, exec: Option<&Id>) -> Result<&mut Process, TaskError> {
         match exec {
             None => Ok(&mut self.init),
-            Some(id) => self
-                .execs
-                .get_mut(id)
-                .ok_or_else(|| TaskError::no_exec(id.as_str())),
+            Some(id) => self.execs.get_mut(id).ok_or_else(|| TaskError::no_exec(id.as_str())),
         }
     }
 
@@ -735,19 +617,11 @@ impl Container {
         act: impl FnOnce(&mut Stdio) -> Result<(), StdioError>,
     ) -> Result<(), TaskError> {
         let process = self.process(exec)?;
-        process
-            .stdio
-            .as_mut()
-            .map_or(Ok(()), act)
-            .map_err(TaskError::from)
+        process.stdio.as_mut().map_or(Ok(()), act).map_err(TaskError::from)
     }
 
     fn snapshot(&mut self, exec: Option<&Id>) -> Result<Snapshot, TaskError> {
-        let (pausing, paused, bundle) = (
-            self.pausing,
-            self.paused,
-            self.bundle.path().to_string_lossy().into_owned(),
-        );
+        let (pausing, paused, bundle) = (self.pausing, self.paused, self.bundle.path().to_string_lossy().into_owned());
         let process = self.process(exec)?;
         let status = match process.state {
             State::Created { .. } | State::Starting { .. } => Status::Created,
@@ -756,13 +630,7 @@ impl Container {
             State::Running { .. } if pausing && exec.is_none() => Status::Pausing,
             State::Running { .. } => Status::Running,
         };
-        Ok(Snapshot {
-            bundle,
-            pid: process.pid(),
-            status,
-            names: process.names.clone(),
-            exit: process.exit(),
-        })
+        Ok(Snapshot { bundle, pid: process.pid(), status, names: process.names.clone(), exit: process.exit() })
     }
 
     fn kill(&mut self, exec: Option<&Id>, signal: u32, all: bool, reply: Reply<()>) {
@@ -774,25 +642,32 @@ impl Container {
         };
         let target = match (process.state, process.inner_pid) {
             (State::Stopped { .. } | State::Running { ended: Some(_), .. }, _) => {
-                return drop(
-                    reply.send(Err(TaskError::NotFound("process already finished".into()))),
-                );
+                return drop(reply.send(Err(TaskError::NotFound("process already finished".into()))));
             }
             (State::Created { pid: None } | State::Starting { pid: None, .. }, _) => {
-                return drop(reply.send(Err(TaskError::WrongState(
-                    "the process has not been started".into(),
-                ))));
+                return drop(reply.send(Err(TaskError::WrongState("the process has not been started".into()))));
             }
             (_, Some(inner)) => Target::Inner(inner),
             (_, None) if all => Target::All,
             (_, None) => Target::Init,
         };
-        if !gvisor && target == Target::Init && !paused {
-            // Straight to the process, which is ours and not reaped, so its pid is its own.
+        // Straight to the process where a runtime would do no more; and where runsc refuses, since the sandbox was not
+        // started, what stands for it is a process of ours.
+        let started = !matches!(process.state, State::Created { .. } | State::Starting { .. });
+        let direct = if gvisor { !started && signal == SIGKILL } else { !paused && target == Target::Init };
+        if direct {
             let pid = process.pid().cast_signed();
-            return drop(reply.send(send_signal(pid, signal)));
+            return drop(reply.send(self.runtime.signal(pid, signal).map_err(TaskError::from)));
         }
         let runtime = self.runtime.clone();
+        if gvisor && paused && signal == SIGKILL {
+            // Nothing is delivered to a paused sandbox; that much of its pause ends here.
+            return self.report(async move {
+                let resumed = runtime.resume().await;
+                let _ = reply.send(runtime.kill(signal, target).await.map_err(TaskError::from));
+                Report::Thawed(resumed.is_ok())
+            });
+        }
         tokio::spawn(async move {
             let _ = reply.send(runtime.kill(signal, target).await.map_err(TaskError::from));
         });
@@ -803,35 +678,22 @@ impl Container {
             .execs
             .iter()
             .filter(|(_, exec)| exec.is_alive())
-            .map(|(id, exec)| {
-                (
-                    exec.inner_pid.map_or(exec.pid(), i32::unsigned_abs),
-                    id.clone(),
-                )
-            })
+            .map(|(id, exec)| (exec.inner_pid.map_or(exec.pid(), i32::unsigned_abs), id.clone()))
             .collect();
-        let named = move |pids: Vec<u32>| {
-            pids.into_iter()
-                .map(|pid| (pid, known.get(&pid).cloned()))
-                .collect()
-        };
+        let named = move |pids: Vec<u32>| pids.into_iter().map(|pid| (pid, known.get(&pid).cloned())).collect();
+        // A container that has ended is still there until it is deleted: containerd 1.7 and later, back from a restart,
+        // take a shim without any process for a leaked one and kill it, and its exit status with it.
+        let init = self.init.pid();
+        if self.init.exit().is_some() {
+            return drop(reply.send(Ok(named(vec![init]))));
+        }
         if !self.runtime.is_gvisor() {
             let pids = self.cgroup.procs().map_err(TaskError::from);
-            return drop(
-                reply.send(
-                    pids.map(|pids| named(pids.into_iter().map(i32::unsigned_abs).collect())),
-                ),
-            );
+            return drop(reply.send(pids.map(|pids| named(pids.into_iter().map(i32::unsigned_abs).collect()))));
         }
         let runtime = self.runtime.clone();
         tokio::spawn(async move {
-            let _ = reply.send(
-                runtime
-                    .inner_pids()
-                    .await
-                    .map(named)
-                    .map_err(TaskError::from),
-            );
+            let _ = reply.send(runtime.inner_pids().await.map(named).map_err(TaskError::from));
         });
     }
 
@@ -861,6 +723,29 @@ impl Container {
     }
 }
 
+/// Has the runtime start the init. An init that ends meanwhile without the runtime noticing ends the start; one whose
+/// start failed is killed, for it cannot be started again and would only wait.
+async fn start_init(
+    runtime: &Runtime,
+    pid: i32,
+    streams: Option<ProcessStreams>,
+    mut ended: oneshot::Receiver<()>,
+) -> Result<(), RuntimeError> {
+    let mut over = false;
+    let overdue = async {
+        over = (&mut ended).await.is_ok();
+        if over { tokio::time::sleep(STRAGGLERS).await } else { std::future::pending().await }
+    };
+    let result = tokio::select! {
+        result = runtime.start(streams) => result,
+        () = overdue => Err(RuntimeError::Failed("the container ended while it was being started".into())),
+    };
+    if result.is_err() && !over && runtime.signal(pid, SIGKILL).is_ok() {
+        let _ = tokio::time::timeout(REAP, ended).await;
+    }
+    result
+}
+
 /// The OOM killer's next victims in this container.
 async fn oom_kills(oom: &mut Option<OomWatch>) -> u64 {
     match oom {
@@ -888,36 +773,22 @@ async fn run_exec(
     bundle.write(&file, spec)?;
     let path = bundle.join(&file);
     let run = async {
-        if names.terminal {
+        if names.terminal && runtime.is_gvisor() {
+            // runsc takes a console socket only with --detach, which we do not use.
+            let (console, terminal) = Console::pair()?;
+            let started = runtime.exec(name, &path, ExecStreams::Terminal(terminal)).await?;
+            Ok((started, Stdio::terminal(names, console)?))
+        } else if names.terminal {
             let socket = ConsoleSocket::listen(bundle.path(), &format!("{name}.sock"))?;
-            let started = runtime
-                .exec(name, &path, ProcessStreams::default(), Some(socket.name()))
-                .await?;
+            let started = runtime.exec(name, &path, ExecStreams::Socket(socket.name())).await?;
             let console = socket.receive().await?;
             Ok((started, Stdio::terminal(names, console)?))
         } else {
             let (stdio, streams) = Stdio::pipes(names)?;
-            Ok((runtime.exec(name, &path, streams, None).await?, stdio))
+            Ok((runtime.exec(name, &path, ExecStreams::Pipes(streams)).await?, stdio))
         }
     };
     let result = run.await;
     bundle.remove(&file);
     result
-}
-
-fn send_signal(pid: i32, signal: u32) -> Result<(), TaskError> {
-    let number = i32::try_from(signal).unwrap_or(-1);
-    // SAFETY: plain integers. libc's own call, since a signal is a number here: real-time ones have no name in nix.
-    match unsafe { nix::libc::kill(pid, number) } {
-        0 => Ok(()),
-        _ => match nix::errno::Errno::last() {
-            nix::errno::Errno::ESRCH => Err(TaskError::NotFound("process already finished".into())),
-            nix::errno::Errno::EINVAL => Err(TaskError::Invalid(format!(
-                "signal {signal} does not exist"
-            ))),
-            error => Err(TaskError::WrongState(format!(
-                "cannot send signal {signal}: {error}"
-            ))),
-        },
-    }
 }

@@ -63,27 +63,20 @@ pub(super) async fn create(
     pod: &OnceCell<PodDecision>,
     request: &Request,
 ) -> Result<Container, TaskError> {
-    let Request {
-        id, bundle, names, ..
-    } = request;
+    let Request { id, bundle, names, .. } = request;
     let config = bundle.config()?;
     let spec: SpecView = bundle.parse("config.json", &config)?;
     let facts = ProcessFacts::of(bundle, &config)?;
     drop(config);
     let workload = Workload::from_spec(&spec);
     let annotations = spec.annotations();
-    let decided = pod
-        .get_or_try_init(|| decide(shim, request, &spec, &annotations, &workload))
-        .await?;
+    let decided = pod.get_or_try_init(|| decide(shim, request, &spec, &annotations, &workload)).await?;
     decided.decision.admit(&workload)?;
 
     let mut record = decided.record.clone();
     record.in_sandbox = is_in_sandbox(&annotations);
     record.write(bundle)?;
-    let mut undo = Undo {
-        bundle,
-        armed: true,
-    };
+    let mut undo = Undo { bundle, armed: true };
     let runtime = Runtime::new(record, bundle.clone(), id.clone(), shim.reaper.clone());
     if let crate::select::Runtime::Gvisor(gvisor) = &decided.decision.runtime {
         rewrite::for_runsc(bundle, gvisor.nvproxy && workload.asks_for_gpu())?;
@@ -129,18 +122,7 @@ pub(super) async fn create(
     });
     let init = Process::created(Some(started.pid), names.clone(), Some(stdio));
     let shares_pids = facts.shares_pids;
-    Ok(Container::new(
-        shim,
-        id.clone(),
-        bundle.clone(),
-        runtime,
-        init,
-        started.exit,
-        held,
-        cgroup,
-        oom,
-        shares_pids,
-    ))
+    Ok(Container::new(shim, id.clone(), bundle.clone(), runtime, init, started.exit, held, cgroup, oom, shares_pids))
 }
 
 /// Has the runtime create the container with its streams. Streams that are for a later start are held back.
@@ -151,14 +133,8 @@ async fn start_process(
 ) -> Result<(Started, Stdio, Option<ProcessStreams>), TaskError> {
     if names.terminal {
         let socket = ConsoleSocket::listen(bundle.path(), CONSOLE)?;
-        let started = runtime
-            .create(ProcessStreams::default(), Some(socket.name()))
-            .await?;
-        let stdio = match socket
-            .receive()
-            .await
-            .and_then(|console| Stdio::terminal(names, console))
-        {
+        let started = runtime.create(ProcessStreams::default(), Some(socket.name())).await?;
+        let stdio = match socket.receive().await.and_then(|console| Stdio::terminal(names, console)) {
             Ok(stdio) => stdio,
             Err(error) => {
                 let _ = runtime.delete(true).await;
@@ -212,9 +188,7 @@ async fn decide(
 
 /// Whether a container belongs into its pod's sandbox. One without CRI's annotations (ctr, BuildKit) is its own.
 fn is_in_sandbox(annotations: &Annotations) -> bool {
-    annotations
-        .get("io.kubernetes.cri.container-type")
-        .is_some_and(|kind| kind == "container")
+    annotations.get("io.kubernetes.cri.container-type").is_some_and(|kind| kind == "container")
 }
 
 /// What an actor needs to know of a spec.
@@ -243,16 +217,10 @@ impl ProcessFacts {
             path: Option<String>,
         }
         let spec: Spec = bundle.parse("config.json", config)?;
-        let namespaces = spec
-            .linux
-            .and_then(|linux| linux.namespaces)
-            .unwrap_or_default();
+        let namespaces = spec.linux.and_then(|linux| linux.namespaces).unwrap_or_default();
         let own = |namespace: &Namespace| {
-            namespace.kind.as_deref() == Some("pid")
-                && namespace.path.as_deref().unwrap_or_default().is_empty()
+            namespace.kind.as_deref() == Some("pid") && namespace.path.as_deref().unwrap_or_default().is_empty()
         };
-        Ok(Self {
-            shares_pids: !namespaces.iter().any(own),
-        })
+        Ok(Self { shares_pids: !namespaces.iter().any(own) })
     }
 }

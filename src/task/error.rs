@@ -66,8 +66,7 @@ impl TaskError {
 
     fn code(&self) -> Code {
         match self {
-            Self::NotFound(_)
-            | Self::Runtime(RuntimeError::NotFound(_) | RuntimeError::NotRunning(_)) => {
+            Self::NotFound(_) | Self::Runtime(RuntimeError::NotFound(_) | RuntimeError::NotRunning(_)) => {
                 Code::NOT_FOUND
             }
             Self::Cgroup(cgroup::Error::Gone { .. }) => Code::NOT_FOUND,
@@ -76,9 +75,7 @@ impl TaskError {
             Self::Invalid(_) | Self::Config(_) | Self::Bundle(_) => Code::INVALID_ARGUMENT,
             Self::Ending => Code::UNAVAILABLE,
             Self::Runtime(RuntimeError::Unsupported { .. }) => Code::UNIMPLEMENTED,
-            Self::Runtime(RuntimeError::Command(CommandError::Deadline { .. })) => {
-                Code::DEADLINE_EXCEEDED
-            }
+            Self::Runtime(RuntimeError::Command(CommandError::Deadline { .. })) => Code::DEADLINE_EXCEEDED,
             Self::Mount(_) | Self::Stdio(_) | Self::Cgroup(_) | Self::Runtime(_) => Code::UNKNOWN,
         }
     }

@@ -152,11 +152,7 @@ impl State {
         }
         self.containers.insert(request.id.clone(), Entry::Creating);
         self.deleted.retain(|(id, _)| *id != request.id);
-        let (shim, decision, mailbox) = (
-            self.shim.clone(),
-            self.decision.clone(),
-            self.mailbox.clone(),
-        );
+        let (shim, decision, mailbox) = (self.shim.clone(), self.decision.clone(), self.mailbox.clone());
         // A task of its own: a caller that goes away must not leave a container half made.
         tokio::spawn(async move {
             let made = create::create(&shim, &decision, &request).await;
@@ -164,17 +160,11 @@ impl State {
         });
     }
 
-    fn created(
-        &mut self,
-        id: Id,
-        made: Result<container::Container, TaskError>,
-        reply: Reply<u32>,
-    ) {
+    fn created(&mut self, id: Id, made: Result<container::Container, TaskError>, reply: Reply<u32>) {
         let answer = match made {
             Ok(container) => {
                 let pid = container.pid();
-                self.containers
-                    .insert(id, Entry::Created(container.run(self.mailbox.clone())));
+                self.containers.insert(id, Entry::Created(container.run(self.mailbox.clone())));
                 Ok(pid)
             }
             Err(error) => {

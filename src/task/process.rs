@@ -14,10 +14,7 @@ pub(super) enum State {
     /// It may be started. An init has a pid already, an exec has not.
     Created { pid: Option<i32> },
     /// The runtime is starting it. Its end, if that has come already, waits for the start to be announced.
-    Starting {
-        pid: Option<i32>,
-        ended: Option<Exit>,
-    },
+    Starting { pid: Option<i32>, ended: Option<Exit> },
     /// It runs. For an init that has ended but whose end is not announced yet, `ended` is set.
     Running { pid: i32, ended: Option<Exit> },
     /// It has ended, and that is announced.
@@ -29,6 +26,8 @@ pub(super) struct Process {
     pub(super) state: State,
     pub(super) names: StreamNames,
     pub(super) stdio: Option<Stdio>,
+    /// Its input was closed before it had any.
+    stdin_closed: bool,
     /// Its pid inside a gVisor sandbox, for signals.
     pub(super) inner_pid: Option<i32>,
     waiters: Vec<oneshot::Sender<Result<Exit, TaskError>>>,
@@ -36,21 +35,29 @@ pub(super) struct Process {
 
 impl Process {
     pub(super) fn created(pid: Option<i32>, names: StreamNames, stdio: Option<Stdio>) -> Self {
-        Self {
-            state: State::Created { pid },
-            names,
-            stdio,
-            inner_pid: None,
-            waiters: Vec::new(),
+        Self { state: State::Created { pid }, names, stdio, stdin_closed: false, inner_pid: None, waiters: Vec::new() }
+    }
+
+    /// Gives it its streams.
+    pub(super) fn connect(&mut self, mut stdio: Stdio) {
+        if self.stdin_closed {
+            stdio.close_stdin();
+        }
+        self.stdio = Some(stdio);
+    }
+
+    /// Ends its input; at once, or when it has one: a short input is written and closed before an exec is started.
+    pub(super) fn close_stdin(&mut self) {
+        self.stdin_closed = true;
+        if let Some(stdio) = &mut self.stdio {
+            stdio.close_stdin();
         }
     }
 
     /// Its pid, 0 while there is none, as the protocol has it.
     pub(super) fn pid(&self) -> u32 {
         let pid = match self.state {
-            State::Created { pid } | State::Starting { pid, .. } | State::Stopped { pid, .. } => {
-                pid
-            }
+            State::Created { pid } | State::Starting { pid, .. } | State::Stopped { pid, .. } => pid,
             State::Running { pid, .. } => Some(pid),
         };
         pid.map_or(0, i32::unsigned_abs)
@@ -66,10 +73,7 @@ impl Process {
 
     /// Whether it lives, or is being brought to life.
     pub(super) fn is_alive(&self) -> bool {
-        matches!(
-            self.state,
-            State::Starting { ended: None, .. } | State::Running { ended: None, .. }
-        )
+        matches!(self.state, State::Starting { ended: None, .. } | State::Running { ended: None, .. })
     }
 
     /// Whether the runtime is starting it at this moment.
@@ -84,15 +88,9 @@ impl Process {
                 self.state = State::Starting { pid, ended: None };
                 Ok(())
             }
-            State::Starting { .. } => Err(TaskError::WrongState(
-                "the process is being started already".into(),
-            )),
-            State::Running { .. } => Err(TaskError::WrongState(
-                "the process has been started already".into(),
-            )),
-            State::Stopped { .. } => Err(TaskError::WrongState(
-                "the process has ended already".into(),
-            )),
+            State::Starting { .. } => Err(TaskError::WrongState("the process is being started already".into())),
+            State::Running { .. } => Err(TaskError::WrongState("the process has been started already".into())),
+            State::Stopped { .. } => Err(TaskError::WrongState("the process has ended already".into())),
         }
     }
 
@@ -139,10 +137,7 @@ impl Process {
 
 /// The end of a process of which only the fact is known.
 pub(super) fn killed() -> Exit {
-    Exit {
-        code: 137,
-        at: SystemTime::now(),
-    }
+    Exit { code: 137, at: SystemTime::now() }
 }
 
 #[cfg(test)]
@@ -150,10 +145,7 @@ mod tests {
     use super::*;
 
     fn exit() -> Exit {
-        Exit {
-            code: 3,
-            at: SystemTime::UNIX_EPOCH,
-        }
+        Exit { code: 3, at: SystemTime::UNIX_EPOCH }
     }
 
     fn process() -> Process {
@@ -176,10 +168,7 @@ mod tests {
     fn an_end_that_overtakes_the_start_is_kept_for_after_it() {
         let mut process = process();
         process.begin().unwrap();
-        process.state = State::Starting {
-            pid: Some(7),
-            ended: Some(exit()),
-        };
+        process.state = State::Starting { pid: Some(7), ended: Some(exit()) };
         assert_eq!(process.exit(), None);
         assert_eq!(process.started(7), Some(exit()));
     }

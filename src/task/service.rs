@@ -8,11 +8,10 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use containerd_shim_protos::api::{
-    CloseIORequest, ConnectRequest, ConnectResponse, CreateTaskRequest, CreateTaskResponse,
-    DeleteRequest, DeleteResponse, ExecProcessRequest, KillRequest, PauseRequest, PidsRequest,
-    PidsResponse, ProcessInfo, ResizePtyRequest, ResumeRequest, ShutdownRequest, StartRequest,
-    StartResponse, StateRequest, StateResponse, StatsRequest, StatsResponse, Status as ApiStatus,
-    UpdateTaskRequest, WaitRequest, WaitResponse,
+    CloseIORequest, ConnectRequest, ConnectResponse, CreateTaskRequest, CreateTaskResponse, DeleteRequest,
+    DeleteResponse, ExecProcessRequest, KillRequest, PauseRequest, PidsRequest, PidsResponse, ProcessInfo,
+    ResizePtyRequest, ResumeRequest, ShutdownRequest, StartRequest, StartResponse, StateRequest, StateResponse,
+    StatsRequest, StatsResponse, Status as ApiStatus, UpdateTaskRequest, WaitRequest, WaitResponse,
 };
 use containerd_shim_protos::protobuf::well_known_types::any::Any;
 use containerd_shim_protos::protobuf::well_known_types::empty::Empty;
@@ -40,11 +39,8 @@ impl TaskService {
     pub fn services(pod: Pod) -> Services {
         let service = Arc::new(Self { pod });
         let mut services = create_task(service.clone());
-        services.extend(
-            create_task(service)
-                .into_values()
-                .map(|service| ("containerd.task.v2.Task".to_owned(), service)),
-        );
+        services
+            .extend(create_task(service).into_values().map(|service| ("containerd.task.v2.Task".to_owned(), service)));
         services
     }
 
@@ -58,11 +54,7 @@ impl TaskService {
 
 /// The exec that a request names; the empty name is the init.
 fn exec(id: &str) -> Result<Option<Id>, TaskError> {
-    if id.is_empty() {
-        Ok(None)
-    } else {
-        Ok(Some(Id::parse(id)?))
-    }
+    if id.is_empty() { Ok(None) } else { Ok(Some(Id::parse(id)?)) }
 }
 
 fn deleted(end: Deleted) -> DeleteResponse {
@@ -78,20 +70,12 @@ type Answer<T> = ttrpc::Result<T>;
 
 #[async_trait]
 impl Task for TaskService {
-    async fn create(
-        &self,
-        _: &TtrpcContext,
-        request: CreateTaskRequest,
-    ) -> Answer<CreateTaskResponse> {
+    async fn create(&self, _: &TtrpcContext, request: CreateTaskRequest) -> Answer<CreateTaskResponse> {
         let (reply, pid) = oneshot::channel();
         let id = Id::parse(&request.id).map_err(TaskError::from)?;
         let bundle = Path::new(&request.bundle);
         if !bundle.is_absolute() {
-            return Err(TaskError::Invalid(format!(
-                "bundle {:?} is not an absolute path",
-                request.bundle
-            ))
-            .into());
+            return Err(TaskError::Invalid(format!("bundle {:?} is not an absolute path", request.bundle)).into());
         }
         self.pod.send(Message::Create(Box::new(create::Request {
             id,
@@ -108,30 +92,20 @@ impl Task for TaskService {
             reply,
         })));
         let pid = pid.await.map_err(|_| TaskError::Ending)??;
-        Ok(CreateTaskResponse {
-            pid,
-            ..CreateTaskResponse::default()
-        })
+        Ok(CreateTaskResponse { pid, ..CreateTaskResponse::default() })
     }
 
     async fn start(&self, _: &TtrpcContext, request: StartRequest) -> Answer<StartResponse> {
         let exec = exec(&request.exec_id)?;
         let container = self.container(&request.id).await?;
-        let pid = container
-            .ask(|reply| Request::Start { exec, reply })
-            .await?;
-        Ok(StartResponse {
-            pid,
-            ..StartResponse::default()
-        })
+        let pid = container.ask(|reply| Request::Start { exec, reply }).await?;
+        Ok(StartResponse { pid, ..StartResponse::default() })
     }
 
     async fn state(&self, _: &TtrpcContext, request: StateRequest) -> Answer<StateResponse> {
         let exec = exec(&request.exec_id)?;
         let container = self.container(&request.id).await?;
-        let process = container
-            .ask(|reply| Request::State { exec, reply })
-            .await?;
+        let process = container.ask(|reply| Request::State { exec, reply }).await?;
         let status = match process.status {
             Status::Created => ApiStatus::CREATED,
             Status::Running => ApiStatus::RUNNING,
@@ -174,25 +148,14 @@ impl Task for TaskService {
     async fn kill(&self, _: &TtrpcContext, request: KillRequest) -> Answer<Empty> {
         let exec = exec(&request.exec_id)?;
         let container = self.container(&request.id).await?;
-        container
-            .ask(|reply| Request::Kill {
-                exec,
-                signal: request.signal,
-                all: request.all,
-                reply,
-            })
-            .await?;
+        container.ask(|reply| Request::Kill { exec, signal: request.signal, all: request.all, reply }).await?;
         Ok(Empty::new())
     }
 
     async fn delete(&self, _: &TtrpcContext, request: DeleteRequest) -> Answer<DeleteResponse> {
         let exec = exec(&request.exec_id)?;
         match self.pod.find(&request.id).await {
-            Found::Here(container) => Ok(deleted(
-                container
-                    .ask(|reply| Request::Delete { exec, reply })
-                    .await?,
-            )),
+            Found::Here(container) => Ok(deleted(container.ask(|reply| Request::Delete { exec, reply }).await?)),
             // The first caller went away before it had the answer (containerd #7496).
             Found::Deleted(end) if exec.is_none() => Ok(deleted(end)),
             Found::Deleted(_) | Found::Unknown => Err(TaskError::no_container(&request.id).into()),
@@ -212,14 +175,7 @@ impl Task for TaskService {
             terminal: request.terminal,
         };
         let container = self.container(&request.id).await?;
-        container
-            .ask(|reply| Request::Exec {
-                id,
-                spec,
-                names,
-                reply,
-            })
-            .await?;
+        container.ask(|reply| Request::Exec { id, spec, names, reply }).await?;
         Ok(Empty::new())
     }
 
@@ -228,22 +184,12 @@ impl Task for TaskService {
         let pids = container.ask(|reply| Request::Pids { reply }).await?;
         let mut response = PidsResponse::new();
         for (pid, exec) in pids {
-            let mut info = ProcessInfo {
-                pid,
-                ..ProcessInfo::default()
-            };
+            let mut info = ProcessInfo { pid, ..ProcessInfo::default() };
             if let Some(exec) = exec {
-                let details = ProcessDetails {
-                    exec_id: exec.to_string(),
-                    ..ProcessDetails::default()
-                };
+                let details = ProcessDetails { exec_id: exec.to_string(), ..ProcessDetails::default() };
                 let value = details.write_to_bytes().unwrap_or_default();
                 let type_url = "containerd.runc.v1.ProcessDetails".to_owned();
-                info.info = MessageField::some(Any {
-                    type_url,
-                    value,
-                    ..Any::default()
-                });
+                info.info = MessageField::some(Any { type_url, value, ..Any::default() });
             }
             response.processes.push(info);
         }
@@ -251,40 +197,24 @@ impl Task for TaskService {
     }
 
     async fn pause(&self, _: &TtrpcContext, request: PauseRequest) -> Answer<Empty> {
-        self.container(&request.id)
-            .await?
-            .ask(|reply| Request::Pause { reply })
-            .await?;
+        self.container(&request.id).await?.ask(|reply| Request::Pause { reply }).await?;
         Ok(Empty::new())
     }
 
     async fn resume(&self, _: &TtrpcContext, request: ResumeRequest) -> Answer<Empty> {
-        self.container(&request.id)
-            .await?
-            .ask(|reply| Request::Resume { reply })
-            .await?;
+        self.container(&request.id).await?.ask(|reply| Request::Resume { reply }).await?;
         Ok(Empty::new())
     }
 
     async fn update(&self, _: &TtrpcContext, request: UpdateTaskRequest) -> Answer<Empty> {
         let resources = request.resources.into_option().unwrap_or_default().value;
-        self.container(&request.id)
-            .await?
-            .ask(|reply| Request::Update { resources, reply })
-            .await?;
+        self.container(&request.id).await?.ask(|reply| Request::Update { resources, reply }).await?;
         Ok(Empty::new())
     }
 
     async fn stats(&self, _: &TtrpcContext, request: StatsRequest) -> Answer<StatsResponse> {
-        let metrics = self
-            .container(&request.id)
-            .await?
-            .ask(|reply| Request::Stats { reply })
-            .await?;
-        Ok(StatsResponse {
-            stats: MessageField::some(metrics),
-            ..StatsResponse::default()
-        })
+        let metrics = self.container(&request.id).await?.ask(|reply| Request::Stats { reply }).await?;
+        Ok(StatsResponse { stats: MessageField::some(metrics), ..StatsResponse::default() })
     }
 
     async fn resize_pty(&self, _: &TtrpcContext, request: ResizePtyRequest) -> Answer<Empty> {
@@ -292,14 +222,7 @@ impl Task for TaskService {
         let size = |characters: u32| u16::try_from(characters).unwrap_or(u16::MAX);
         let (width, height) = (size(request.width), size(request.height));
         let container = self.container(&request.id).await?;
-        container
-            .ask(|reply| Request::Resize {
-                exec,
-                width,
-                height,
-                reply,
-            })
-            .await?;
+        container.ask(|reply| Request::Resize { exec, width, height, reply }).await?;
         Ok(Empty::new())
     }
 
@@ -307,19 +230,16 @@ impl Task for TaskService {
         let exec = exec(&request.exec_id)?;
         let container = self.container(&request.id).await?;
         if request.stdin {
-            container
-                .ask(|reply| Request::CloseStdin { exec, reply })
-                .await?;
+            container.ask(|reply| Request::CloseStdin { exec, reply }).await?;
         }
         Ok(Empty::new())
     }
 
     async fn connect(&self, _: &TtrpcContext, request: ConnectRequest) -> Answer<ConnectResponse> {
         let task_pid = match self.pod.find(&request.id).await {
-            Found::Here(container) => container
-                .ask(|reply| Request::State { exec: None, reply })
-                .await
-                .map_or(0, |task| task.pid),
+            Found::Here(container) => {
+                container.ask(|reply| Request::State { exec: None, reply }).await.map_or(0, |task| task.pid)
+            }
             // containerd connects to shims before they have a container.
             Found::Deleted(_) | Found::Unknown => 0,
         };

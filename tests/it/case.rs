@@ -76,10 +76,7 @@ impl RuntimeCase {
     pub fn configured_by(&self, file: Option<&Path>) -> Self {
         let mut flags = vec![BETA9.to_owned()];
         flags.extend(file.map(|file| format!("--runtime-config-path={}", file.display())));
-        Self {
-            flags,
-            ..self.clone()
-        }
+        Self { flags, ..self.clone() }
     }
 
     fn go(version: Version) -> Self {
@@ -99,30 +96,15 @@ impl RuntimeCase {
     }
 
     fn gvisor(version: Version, suite: Suite, platform: &str) -> Self {
-        let pool = format!(
-            "containerRuntime: gvisor, containerRuntimeConfig: {{gvisorPlatform: {platform}}}"
-        );
-        Self::ours(
-            &format!("gvisor-{platform}"),
-            Runtime::Runsc,
-            version,
-            suite,
-            pool,
-        )
+        let pool = format!("containerRuntime: gvisor, containerRuntimeConfig: {{gvisorPlatform: {platform}}}");
+        Self::ours(&format!("gvisor-{platform}"), Runtime::Runsc, version, suite, pool)
     }
 
     /// Our shim with a node configuration whose default pool is this one.
     fn ours(name: &str, runtime: Runtime, version: Version, suite: Suite, pool: String) -> Self {
         let name = format!("beta9::{name}::containerd-{}", version.name());
         let file = PathBuf::from(keeper::WORK).join(format!("{}.yaml", name.replace("::", "-")));
-        let bare = Self {
-            name,
-            runtime,
-            ours: true,
-            pool,
-            options: options(version, suite),
-            flags: Vec::new(),
-        };
+        let bare = Self { name, runtime, ours: true, pool, options: options(version, suite), flags: Vec::new() };
         // Where tests are only listed there is no place for it, nor a need.
         let _ = fs::write(&file, bare.config());
         bare.configured_by(Some(&file))
@@ -153,10 +135,7 @@ pub fn all() -> Vec<RuntimeCase> {
 
 /// The shim under test: BETA9_SHIM names another than the one cargo built for this run, and `none` leaves our cases out.
 pub fn shim() -> PathBuf {
-    env::var_os("BETA9_SHIM").map_or_else(
-        || env!("CARGO_BIN_EXE_containerd-shim-beta9-v2").into(),
-        PathBuf::from,
-    )
+    env::var_os("BETA9_SHIM").map_or_else(|| env!("CARGO_BIN_EXE_containerd-shim-beta9-v2").into(), PathBuf::from)
 }
 
 /// Whether the shim under test can be run at all; without this a broken one would pass by having no cases.
@@ -174,9 +153,5 @@ pub fn shim_answers() -> Result<(), String> {
 
 fn options(version: Version, suite: Suite) -> Options {
     let programs = BTreeMap::from([("runc", version.runc()), ("runsc", suite.program("runsc"))]);
-    Options {
-        version,
-        programs,
-        config: None,
-    }
+    Options { version, programs, config: None }
 }

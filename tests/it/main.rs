@@ -35,9 +35,5 @@ fn main() -> ExitCode {
     for leak in &leaks {
         eprintln!("left behind: {leak}");
     }
-    if conclusion.has_failed() || !leaks.is_empty() {
-        ExitCode::from(101)
-    } else {
-        ExitCode::SUCCESS
-    }
+    if conclusion.has_failed() || !leaks.is_empty() { ExitCode::from(101) } else { ExitCode::SUCCESS }
 }

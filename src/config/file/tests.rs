@@ -11,8 +11,7 @@ impl Directory {
     fn new() -> Self {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
-        let path =
-            std::env::temp_dir().join(format!("beta9-config-{}-{number}", std::process::id()));
+        let path = std::env::temp_dir().join(format!("beta9-config-{}-{number}", std::process::id()));
         fs::create_dir(&path).unwrap();
         chmod(&path, 0o755);
         Self(path)
@@ -62,10 +61,7 @@ fn a_file_that_others_may_write_is_refused() {
     for mode in [0o664, 0o646, 0o666] {
         chmod(&path, mode);
         let error = refused(&path);
-        assert!(
-            error.contains(&format!("(mode {mode:04o}); chmod go-w it")),
-            "{error}"
-        );
+        assert!(error.contains(&format!("(mode {mode:04o}); chmod go-w it")), "{error}");
     }
 }
 
@@ -139,38 +135,16 @@ fn the_handlers_file_comes_before_the_environments_and_a_named_file_must_exist()
     let first = handlers.file("worker: {pools: {first: }}");
     let second = environments.file("worker: {pools: {second: }}");
     let environment = || Some(second.clone().into_os_string());
-    let node = |path: &Path| {
-        HandlerOptions::Node(NodeOptions {
-            config_path: Some(path.into()),
-            ..NodeOptions::default()
-        })
-    };
+    let node =
+        |path: &Path| HandlerOptions::Node(NodeOptions { config_path: Some(path.into()), ..NodeOptions::default() });
 
-    assert!(
-        load(&node(&first), environment())
-            .unwrap()
-            .pools
-            .contains_key("first")
-    );
-    assert!(
-        load(&HandlerOptions::None, environment())
-            .unwrap()
-            .pools
-            .contains_key("second")
-    );
-    assert!(
-        load(&HandlerOptions::Node(NodeOptions::default()), environment())
-            .unwrap()
-            .pools
-            .contains_key("second")
-    );
+    assert!(load(&node(&first), environment()).unwrap().pools.contains_key("first"));
+    assert!(load(&HandlerOptions::None, environment()).unwrap().pools.contains_key("second"));
+    assert!(load(&HandlerOptions::Node(NodeOptions::default()), environment()).unwrap().pools.contains_key("second"));
     let missing = handlers.0.join("missing.yaml");
-    let error = load(&node(&missing), environment())
-        .unwrap_err()
-        .to_string();
+    let error = load(&node(&missing), environment()).unwrap_err().to_string();
     assert!(
-        error.contains("missing.yaml: No such file")
-            && error.contains("correct the path that names it"),
+        error.contains("missing.yaml: No such file") && error.contains("correct the path that names it"),
         "{error}"
     );
     assert!(load(&HandlerOptions::None, Some(missing.into())).is_err());
@@ -178,27 +152,15 @@ fn the_handlers_file_comes_before_the_environments_and_a_named_file_must_exist()
 
 #[test]
 fn an_inline_configuration_comes_before_every_file() {
-    let inline = Some(Box::new(Config {
-        runc: "inline".into(),
-        ..Config::default()
-    }));
-    let options = HandlerOptions::Node(NodeOptions {
-        inline,
-        ..NodeOptions::default()
-    });
-    assert_eq!(
-        load(&options, Some("/missing".into())).unwrap().runc,
-        "inline"
-    );
+    let inline = Some(Box::new(Config { runc: "inline".into(), ..Config::default() }));
+    let options = HandlerOptions::Node(NodeOptions { inline, ..NodeOptions::default() });
+    assert_eq!(load(&options, Some("/missing".into())).unwrap().runc, "inline");
 }
 
 #[test]
 fn runcs_own_options_choose_the_binary_of_the_files_configuration() {
     let directory = Directory::new();
     let path = directory.file("shim: {runc: crun}");
-    let options = HandlerOptions::Runc(RuncOptions {
-        binary_name: "youki".into(),
-        ..RuncOptions::default()
-    });
+    let options = HandlerOptions::Runc(RuncOptions { binary_name: "youki".into(), ..RuncOptions::default() });
     assert_eq!(load(&options, Some(path.into())).unwrap().runc, "youki");
 }

@@ -55,10 +55,7 @@ impl Output {
     pub fn failure(self, words: &[&str]) -> Self {
         assert_ne!(self.code, 0, "should have failed: {self:?}");
         for word in words {
-            assert!(
-                self.errors().contains(word),
-                "no {word:?} in the error of {self:?}"
-            );
+            assert!(self.errors().contains(word), "no {word:?} in the error of {self:?}");
         }
         self
     }
@@ -67,9 +64,7 @@ impl Output {
 impl fmt::Debug for Output {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         // Outputs of megabytes occur: an error message shows their ends.
-        let end = |bytes: &[u8]| {
-            String::from_utf8_lossy(&bytes[bytes.len().saturating_sub(2000)..]).into_owned()
-        };
+        let end = |bytes: &[u8]| String::from_utf8_lossy(&bytes[bytes.len().saturating_sub(2000)..]).into_owned();
         write!(
             f,
             "`{}`: {} after {:.1?}\nstdout: {}\nstderr: {}",
@@ -106,10 +101,7 @@ pub fn start(command: &mut Command, input: Option<&[u8]>) -> Running {
         .unwrap_or_else(|error| panic!("could not start {line}: {error}"));
     let begin = Instant::now();
     let (stdout, stderr): (Arc<Mutex<_>>, Arc<Mutex<_>>) = Default::default();
-    let readers = vec![
-        collect(child.stdout.take().unwrap(), &stdout),
-        collect(child.stderr.take().unwrap(), &stderr),
-    ];
+    let readers = vec![collect(child.stdout.take().unwrap(), &stdout), collect(child.stderr.take().unwrap(), &stderr)];
     let mut stdin = child.stdin.take().unwrap();
     let open = match input.map(<[u8]>::to_vec) {
         None => Some(stdin),
@@ -119,20 +111,17 @@ pub fn start(command: &mut Command, input: Option<&[u8]>) -> Running {
             None
         }
     };
-    Running {
-        child,
-        line,
-        begin,
-        stdout,
-        readers,
-        stderr,
-        _open: open,
-    }
+    Running { child, line, begin, stdout, readers, stderr, _open: open }
 }
 
 impl Running {
     /// Waits for the end, which must come within the deadline counted from the start.
-    pub fn finish(mut self, deadline: Duration) -> Output {
+    pub fn finish(self, deadline: Duration) -> Output {
+        self.end(deadline).unwrap_or_else(|output| panic!("not done within {deadline:?}: {output:?}"))
+    }
+
+    /// Waits for the end. What had to be killed at the deadline is an error with what it left.
+    pub fn end(mut self, deadline: Duration) -> Result<Output, Output> {
         let mut late = false;
         let status = loop {
             if let Some(status) = self.child.try_wait().unwrap() {
@@ -151,23 +140,18 @@ impl Running {
             reader.join().unwrap();
         }
         let output = Output {
-            code: status
-                .code()
-                .unwrap_or_else(|| 128 + status.signal().unwrap_or_default()),
+            code: status.code().unwrap_or_else(|| 128 + status.signal().unwrap_or_default()),
             stdout: std::mem::take(&mut *lock(&self.stdout)),
             stderr: std::mem::take(&mut *lock(&self.stderr)),
             elapsed: self.begin.elapsed(),
             line: std::mem::take(&mut self.line),
         };
-        assert!(!late, "not done within {deadline:?}: {output:?}");
-        output
+        if late { Err(output) } else { Ok(output) }
     }
 
     /// Waits until the text is on standard output.
     pub fn until_it_says(&self, text: &str) {
-        eventually(&format!("{text:?} from {}", self.line), || {
-            self.said().contains(text).then_some(())
-        });
+        eventually(&format!("{text:?} from {}", self.line), || self.said().contains(text).then_some(()));
     }
 
     /// Standard output so far.
@@ -176,10 +160,7 @@ impl Running {
     }
 
     fn kill_group(&self) {
-        let _ = killpg(
-            Pid::from_raw(i32::try_from(self.child.id()).unwrap()),
-            Signal::SIGKILL,
-        );
+        let _ = killpg(Pid::from_raw(i32::try_from(self.child.id()).unwrap()), Signal::SIGKILL);
     }
 }
 

@@ -38,58 +38,29 @@ impl Container {
     }
 
     /// As `run`, with something to read on standard input.
-    pub fn run_with(
-        &self,
-        case: &RuntimeCase,
-        options: &[&str],
-        command: &[&str],
-        input: &[u8],
-    ) -> Output {
-        self.daemon.ctr_with(
-            &self.run_line(case, &[&["--rm"], options].concat(), command),
-            input,
-        )
+    pub fn run_with(&self, case: &RuntimeCase, options: &[&str], command: &[&str], input: &[u8]) -> Output {
+        self.daemon.ctr_with(&self.run_line(case, &[&["--rm"], options].concat(), command), input)
     }
 
     /// Runs it in the foreground of a client that goes on beside the test.
     pub fn start(&self, case: &RuntimeCase, options: &[&str], command: &[&str]) -> Running {
-        self.daemon.ctr_start(
-            &self.run_line(case, &[&["--rm"], options].concat(), command),
-            b"",
-        )
+        self.daemon.ctr_start(&self.run_line(case, &[&["--rm"], options].concat(), command), b"")
     }
 
     /// Runs it in the foreground on a terminal, which `prepare` (a shell command) may set up.
     pub fn run_on_terminal(&self, case: &RuntimeCase, prepare: &str, command: &[&str]) -> Output {
-        pty::run(
-            &self
-                .daemon
-                .ctr_command(&self.run_line(case, &["--rm", "--tty"], command)),
-            prepare,
-        )
+        pty::run(&self.daemon.ctr_command(&self.run_line(case, &["--rm", "--tty"], command)), prepare)
     }
 
     /// Starts it in the background, its output discarded; it has started when this returns.
     pub fn detach(&self, case: &RuntimeCase, options: &[&str], command: &[&str]) {
-        self.daemon
-            .ctr(&self.run_line(
-                case,
-                &[&["--detach", "--null-io"], options].concat(),
-                command,
-            ))
-            .success();
+        self.daemon.ctr(&self.run_line(case, &[&["--detach", "--null-io"], options].concat(), command)).success();
     }
 
     /// Starts it in the background with a complete OCI spec instead of the image's.
     pub fn detach_spec(&self, case: &RuntimeCase, spec: &Value, file: &Path) {
         fs::write(file, spec.to_string()).unwrap();
-        let mut line = vec![
-            "run",
-            "--detach",
-            "--null-io",
-            "--config",
-            file.to_str().unwrap(),
-        ];
+        let mut line = vec!["run", "--detach", "--null-io", "--config", file.to_str().unwrap()];
         line.extend(case.flags());
         line.push(&self.id);
         self.daemon.ctr(&line).success();
@@ -101,37 +72,23 @@ impl Container {
     }
 
     /// As `exec`, with something to read on standard input.
-    pub fn exec_with(
-        &self,
-        exec: &str,
-        options: &[&str],
-        command: &[&str],
-        input: &[u8],
-    ) -> Output {
-        self.daemon
-            .ctr_with(&self.exec_line(exec, options, command), input)
+    pub fn exec_with(&self, exec: &str, options: &[&str], command: &[&str], input: &[u8]) -> Output {
+        self.daemon.ctr_with(&self.exec_line(exec, options, command), input)
     }
 
     /// Starts another process in it, which goes on beside the test.
     pub fn exec_start(&self, exec: &str, options: &[&str], command: &[&str]) -> Running {
-        self.daemon
-            .ctr_start(&self.exec_line(exec, options, command), b"")
+        self.daemon.ctr_start(&self.exec_line(exec, options, command), b"")
     }
 
     /// Runs another process in it on a terminal.
     pub fn exec_on_terminal(&self, exec: &str, prepare: &str, command: &[&str]) -> Output {
-        pty::run(
-            &self
-                .daemon
-                .ctr_command(&self.exec_line(exec, &["--tty"], command)),
-            prepare,
-        )
+        pty::run(&self.daemon.ctr_command(&self.exec_line(exec, &["--tty"], command)), prepare)
     }
 
     /// `ctr tasks VERB OPTIONS… ID`.
     pub fn task(&self, verb: &str, options: &[&str]) -> Output {
-        self.daemon
-            .ctr(&[&["tasks", verb], options, &[&self.id]].concat())
+        self.daemon.ctr(&[&["tasks", verb], options, &[&self.id]].concat())
     }
 
     /// Sends a signal to its first process.
@@ -142,17 +99,13 @@ impl Container {
     /// RUNNING, STOPPED, PAUSED, …; `None` without a task.
     pub fn state(&self) -> Option<String> {
         let list = self.daemon.ctr(&["tasks", "list"]).success().text();
-        let row = list
-            .lines()
-            .find(|line| line.split_whitespace().next() == Some(&self.id))?;
+        let row = list.lines().find(|line| line.split_whitespace().next() == Some(&self.id))?;
         row.split_whitespace().nth(2).map(String::from)
     }
 
     /// Waits until its state is this.
     pub fn until(&self, state: &str) {
-        eventually(&format!("{} {state}", self.id), || {
-            (self.state().as_deref() == Some(state)).then_some(())
-        });
+        eventually(&format!("{} {state}", self.id), || (self.state().as_deref() == Some(state)).then_some(()));
     }
 
     /// The pid that containerd knows for it.
@@ -167,9 +120,7 @@ impl Container {
 
     /// The server of its shim.
     pub fn shim(&self) -> Process {
-        self.daemon
-            .shim(&self.id)
-            .unwrap_or_else(|| panic!("{} has no shim", self.id))
+        self.daemon.shim(&self.id).unwrap_or_else(|| panic!("{} has no shim", self.id))
     }
 
     /// Its events so far.
@@ -197,17 +148,10 @@ impl Container {
         self.until("STOPPED");
         self.task("delete", &[]);
         assert_eq!(self.state(), None, "the task of {} is still there", self.id);
-        self.daemon
-            .ctr(&["containers", "delete", &self.id])
-            .success();
+        self.daemon.ctr(&["containers", "delete", &self.id]).success();
     }
 
-    fn run_line<'a>(
-        &'a self,
-        case: &'a RuntimeCase,
-        options: &[&'a str],
-        command: &[&'a str],
-    ) -> Vec<&'a str> {
+    fn run_line<'a>(&'a self, case: &'a RuntimeCase, options: &[&'a str], command: &[&'a str]) -> Vec<&'a str> {
         let mut line = vec!["run"];
         line.extend(case.flags());
         line.extend(options);
@@ -216,27 +160,13 @@ impl Container {
         line
     }
 
-    fn exec_line<'a>(
-        &'a self,
-        exec: &'a str,
-        options: &[&'a str],
-        command: &[&'a str],
-    ) -> Vec<&'a str> {
-        [
-            &["tasks", "exec", "--exec-id", exec],
-            options,
-            &[&self.id],
-            command,
-        ]
-        .concat()
+    fn exec_line<'a>(&'a self, exec: &'a str, options: &[&'a str], command: &[&'a str]) -> Vec<&'a str> {
+        [&["tasks", "exec", "--exec-id", exec], options, &[&self.id], command].concat()
     }
 
     fn exists(&self) -> bool {
-        self.daemon
-            .ctr(&["containers", "list", "--quiet"])
-            .text()
-            .lines()
-            .any(|line| line == self.id)
+        let list = self.daemon.ctr_attempt(&["containers", "list", "--quiet"]);
+        list.is_some_and(|list| list.lines().any(|line| line == self.id))
     }
 }
 
@@ -247,9 +177,9 @@ impl Drop for Container {
         }
         // A paused task refuses its end; a client in the foreground may be removing it at the same time.
         for _ in 0..3 {
-            self.task("resume", &[]);
-            self.task("delete", &["--force"]);
-            self.daemon.ctr(&["containers", "delete", &self.id]);
+            self.daemon.ctr_attempt(&["tasks", "resume", &self.id]);
+            self.daemon.ctr_attempt(&["tasks", "delete", "--force", &self.id]);
+            self.daemon.ctr_attempt(&["containers", "delete", &self.id]);
             if !self.exists() {
                 return;
             }

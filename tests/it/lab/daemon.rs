@@ -30,6 +30,9 @@ use super::{
 /// How long one call of ctr may take unless its test says otherwise.
 const CALL: Duration = Duration::from_secs(60);
 
+/// The same where a test has ended already.
+const CLEANUP: Duration = Duration::from_secs(10);
+
 /// The containerd versions that Debian ships.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Version {
@@ -60,9 +63,7 @@ impl Version {
 
     /// The runc of the same release, or else Debian 12's.
     pub fn runc(self) -> PathBuf {
-        self.suite()
-            .find("runc")
-            .unwrap_or_else(|| Suite::Bookworm.program("runc"))
+        self.suite().find("runc").unwrap_or_else(|| Suite::Bookworm.program("runc"))
     }
 
     fn suite(self) -> Suite {
@@ -77,11 +78,7 @@ impl Version {
     fn disabled_plugins(self) -> &'static [&'static str] {
         match self {
             Self::V1_6 => &["io.containerd.internal.v1.opt", "io.containerd.grpc.v1.cri"],
-            Self::V1_7 => &[
-                "io.containerd.internal.v1.opt",
-                "io.containerd.grpc.v1.cri",
-                "io.containerd.nri.v1.nri",
-            ],
+            Self::V1_7 => &["io.containerd.internal.v1.opt", "io.containerd.grpc.v1.cri", "io.containerd.nri.v1.nri"],
             Self::V2_1 => &[
                 "io.containerd.internal.v1.opt",
                 "io.containerd.grpc.v1.cri",
@@ -124,9 +121,7 @@ impl Daemon {
         };
         daemon.furnish();
         daemon.resume();
-        daemon
-            .ctr(&["images", "import", image.archive().to_str().unwrap()])
-            .success();
+        daemon.ctr(&["images", "import", image.archive().to_str().unwrap()]).success();
         daemon
     }
 
@@ -141,11 +136,7 @@ impl Daemon {
 
     /// Starts a daemon that was ended, on the state that it left.
     pub fn resume(&self) {
-        let log = fs::File::options()
-            .create(true)
-            .append(true)
-            .open(self.log())
-            .unwrap();
+        let log = fs::File::options().create(true).append(true).open(self.log()).unwrap();
         let mut command = self.command("containerd");
         command
             .arg("--config")
@@ -155,14 +146,10 @@ impl Daemon {
             .stdout(log.try_clone().unwrap())
             .stderr(log);
         *lock(&self.process) = Some(command.spawn().unwrap());
-        eventually("containerd's socket", || {
-            UnixStream::connect(self.socket()).ok()
-        });
+        eventually("containerd's socket", || UnixStream::connect(self.socket()).ok());
         // At once: a shim that waited for the daemon does not wait for us.
         self.events.listen(self);
-        eventually("an answer of containerd", || {
-            (self.ctr(&["version"]).code == 0).then_some(())
-        });
+        eventually("an answer of containerd", || (self.ctr(&["version"]).code == 0).then_some(()));
         self.ctr(&["namespaces", "create", &self.namespace]);
         self.events.settle(self);
     }
@@ -187,6 +174,12 @@ impl Daemon {
         self.ctr_start(arguments, input).finish(CALL)
     }
 
+    /// One call of ctr for the way out, where nothing may panic: its output if it succeeded in time.
+    pub fn ctr_attempt(&self, arguments: &[&str]) -> Option<String> {
+        let output = self.ctr_start(arguments, b"").end(CLEANUP).ok()?;
+        (output.code == 0).then(|| output.text())
+    }
+
     /// A call of ctr that goes on while the test does something else.
     pub fn ctr_start(&self, arguments: &[&str], input: &[u8]) -> Running {
         command::start(&mut self.ctr_command(arguments), Some(input))
@@ -195,62 +188,42 @@ impl Daemon {
     /// ctr of the daemon's own version, addressed to it.
     pub fn ctr_command(&self, arguments: &[&str]) -> Command {
         let mut command = self.command("ctr");
-        command
-            .args([
-                "--address",
-                self.socket().to_str().unwrap(),
-                "--namespace",
-                &self.namespace,
-            ])
-            .args(arguments);
+        command.args(["--address", self.socket().to_str().unwrap(), "--namespace", &self.namespace]).args(arguments);
         command
     }
 
     /// The server of the shim that was started for this id.
     pub fn shim(&self, id: &str) -> Option<Process> {
-        self.shims()
-            .into_iter()
-            .find(|shim| shim.argument("-id") == Some(id))
+        self.shims().into_iter().find(|shim| shim.argument("-id") == Some(id))
     }
 
     /// The servers of all shims that this daemon started and that are still alive.
     pub fn shims(&self) -> Vec<Process> {
         let socket = self.socket();
         let ours = |process: &Process| {
-            process.argument("-address") == socket.to_str()
-                && process.argument("-namespace") == Some(&self.namespace)
+            process.argument("-address") == socket.to_str() && process.argument("-namespace") == Some(&self.namespace)
         };
-        process::descendants(Pid::from_raw(keeper::pid()))
-            .into_iter()
-            .filter(ours)
-            .collect()
+        process::descendants(Pid::from_raw(keeper::pid())).into_iter().filter(ours).collect()
     }
 
     /// The directory that containerd keeps for a running container.
     pub fn bundle(&self, id: &str) -> PathBuf {
-        self.dir
-            .join("state/io.containerd.runtime.v2.task")
-            .join(&self.namespace)
-            .join(id)
+        self.dir.join("state/io.containerd.runtime.v2.task").join(&self.namespace).join(id)
     }
 
     /// How many events of this topic shims have handed to the daemon since its first start, whoever listened.
     pub fn forwarded(&self, topic: &str) -> usize {
         let log = String::from_utf8_lossy(&fs::read(self.log()).unwrap_or_default()).into_owned();
         let topic = format!("topic={topic} ");
-        log.lines()
-            .filter(|line| line.contains("event forwarded") && line.contains(&topic))
-            .count()
+        log.lines().filter(|line| line.contains("event forwarded") && line.contains(&topic)).count()
     }
 
     /// The last lines of its log, under a heading.
     pub fn log_tail(&self, count: usize) -> String {
         let log = fs::read(self.log()).unwrap_or_default();
         let log = String::from_utf8_lossy(&log);
-        let lines: Vec<_> = log
-            .lines()
-            .filter(|line| !line.contains("level=trace") && !line.contains("loading plugin"))
-            .collect();
+        let lines: Vec<_> =
+            log.lines().filter(|line| !line.contains("level=trace") && !line.contains("loading plugin")).collect();
         format!(
             "--- log of containerd {} {}\n{}\n",
             self.options.version.name(),
@@ -266,11 +239,7 @@ impl Daemon {
         while !self.shims().is_empty() && begin.elapsed() < Duration::from_secs(5) {
             thread::sleep(Duration::from_millis(20));
         }
-        let mut leaks: Vec<_> = self
-            .shims()
-            .iter()
-            .map(|shim| format!("shim {}", shim.command.join(" ")))
-            .collect();
+        let mut leaks: Vec<_> = self.shims().iter().map(|shim| format!("shim {}", shim.command.join(" "))).collect();
         self.end(Signal::SIGTERM);
         leaks.extend(leaks::of_daemon(&self.dir, &self.namespace));
         leaks
@@ -283,10 +252,7 @@ impl Daemon {
         let mut programs = BTreeMap::from([
             ("containerd", suite.program("containerd")),
             ("ctr", suite.program("ctr")),
-            (
-                "containerd-shim-runc-v2",
-                suite.program("containerd-shim-runc-v2"),
-            ),
+            ("containerd-shim-runc-v2", suite.program("containerd-shim-runc-v2")),
             ("containerd-shim-beta9-v2", crate::case::shim()),
         ]);
         programs.extend(self.options.programs.clone());
@@ -311,10 +277,7 @@ impl Daemon {
         let mut command = Command::new(bin.join(program));
         command
             .env_clear()
-            .env(
-                "PATH",
-                format!("{}:/usr/sbin:/usr/bin:/sbin:/bin", bin.display()),
-            )
+            .env("PATH", format!("{}:/usr/sbin:/usr/bin:/sbin:/bin", bin.display()))
             .env("CONTAINERD_NAMESPACE", &self.namespace);
         if self.options.config.is_some() {
             command.env("BETA9_SHIM_CONFIG", self.config());

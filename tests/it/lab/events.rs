@@ -38,10 +38,7 @@ impl Event {
         // 2024-01-31 12:00:00.123 +0000 UTC namespace /tasks/start {…}
         let topic = line.find(" /")? + 1;
         let body = topic + line[topic..].find(' ')?;
-        Some(Self {
-            topic: line[topic..body].into(),
-            body: serde_json::from_str(line[body..].trim()).ok()?,
-        })
+        Some(Self { topic: line[topic..body].into(), body: serde_json::from_str(line[body..].trim()).ok()? })
     }
 }
 
@@ -57,20 +54,12 @@ impl Events {
     /// Begins to listen to a daemon that has just started.
     pub fn listen(&self, daemon: &Daemon) {
         let mut command = daemon.ctr_command(&["events"]);
-        let mut client = command
-            .process_group(0)
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap();
+        let mut client =
+            command.process_group(0).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
         let lines = BufReader::new(client.stdout.take().unwrap()).lines();
         let seen = Arc::clone(&self.seen);
         thread::spawn(move || {
-            for event in lines
-                .map_while(Result::ok)
-                .filter_map(|line| Event::parse(&line))
-            {
+            for event in lines.map_while(Result::ok).filter_map(|line| Event::parse(&line)) {
                 lock(&seen).push(event);
             }
         });
@@ -83,13 +72,8 @@ impl Events {
         let before = lock(&self.seen).len();
         eventually("an event of containerd", || {
             let poke = format!("poke={}", self.pokes.fetch_add(1, Ordering::Relaxed));
-            daemon
-                .ctr(&["namespaces", "label", daemon.namespace(), &poke])
-                .success();
-            lock(&self.seen)[before..]
-                .iter()
-                .any(|event| event.topic == "/namespaces/update")
-                .then_some(())
+            daemon.ctr(&["namespaces", "label", daemon.namespace(), &poke]).success();
+            lock(&self.seen)[before..].iter().any(|event| event.topic == "/namespaces/update").then_some(())
         });
     }
 
@@ -103,32 +87,25 @@ impl Events {
 
     /// A container's task events, in the order of their arrival.
     pub fn of(&self, id: &str) -> Vec<Event> {
-        let concerns =
-            |event: &&Event| event.topic.starts_with("/tasks/") && event.text("container_id") == id;
+        let concerns = |event: &&Event| event.topic.starts_with("/tasks/") && event.text("container_id") == id;
         lock(&self.seen).iter().filter(concerns).cloned().collect()
     }
 
     /// The topics of a container's task events, without `/tasks/`.
     pub fn topics(&self, id: &str) -> Vec<String> {
-        self.of(id)
-            .iter()
-            .map(|event| event.topic["/tasks/".len()..].into())
-            .collect()
+        self.of(id).iter().map(|event| event.topic["/tasks/".len()..].into()).collect()
     }
 
     /// Waits for a container's event of this topic (`exit`, `oom`, …) that fits, and returns it.
     pub fn wait_for(&self, id: &str, topic: &str, fits: impl Fn(&Event) -> bool) -> Event {
         let topic = format!("/tasks/{topic}");
         eventually(&format!("{topic} of {id}"), || {
-            self.of(id)
-                .into_iter()
-                .find(|event| event.topic == topic && fits(event))
+            self.of(id).into_iter().find(|event| event.topic == topic && fits(event))
         })
     }
 
     /// Waits for the exit of a container's own process and returns its status.
     pub fn exit_status(&self, id: &str) -> u64 {
-        self.wait_for(id, "exit", |exit| exit.text("id") == id)
-            .number("exit_status")
+        self.wait_for(id, "exit", |exit| exit.text("id") == id).number("exit_status")
     }
 }

@@ -17,11 +17,7 @@ pub struct Fake {
 impl Fake {
     /// Installs a fake in an empty directory; it hands over to `real`.
     pub fn install(dir: &Path, real: &Path) -> Self {
-        fs::copy(
-            checkout().join("tests/fake/runtime.sh"),
-            dir.join("runtime"),
-        )
-        .unwrap();
+        fs::copy(checkout().join("tests/fake/runtime.sh"), dir.join("runtime")).unwrap();
         symlink(real, dir.join("real")).unwrap();
         fs::create_dir(dir.join("calls")).unwrap();
         Self { dir: dir.into() }
@@ -41,17 +37,12 @@ impl Fake {
 
     /// The arguments of each call so far, in the order of the calls.
     pub fn calls(&self) -> Vec<Vec<String>> {
-        let mut files: Vec<_> = fs::read_dir(self.dir.join("calls"))
-            .unwrap()
-            .map(|entry| entry.unwrap().path())
-            .collect();
+        let mut files: Vec<_> =
+            fs::read_dir(self.dir.join("calls")).unwrap().map(|entry| entry.unwrap().path()).collect();
         files.retain(|file| file.extension().is_none());
         files.sort();
         let arguments = |file: &PathBuf| {
-            String::from_utf8_lossy(&fs::read(file).unwrap())
-                .split_terminator('\0')
-                .map(String::from)
-                .collect()
+            String::from_utf8_lossy(&fs::read(file).unwrap()).split_terminator('\0').map(String::from).collect()
         };
         files.iter().map(arguments).collect()
     }

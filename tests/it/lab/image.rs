@@ -38,12 +38,7 @@ impl Image {
 
     /// Fills an existing directory with the image's files.
     pub fn copy_rootfs(&self, into: &Path) {
-        let status = Command::new("cp")
-            .arg("-a")
-            .arg(self.rootfs().join("."))
-            .arg(into)
-            .status()
-            .unwrap();
+        let status = Command::new("cp").arg("-a").arg(self.rootfs().join(".")).arg(into).status().unwrap();
         assert!(status.success(), "could not copy the image's files");
     }
 
@@ -57,24 +52,13 @@ impl Image {
             fs::create_dir_all(root.join(dir)).unwrap();
         }
         fs::set_permissions(root.join("tmp"), fs::Permissions::from_mode(0o1777)).unwrap();
-        fs::write(
-            root.join("etc/passwd"),
-            "root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/tmp:/bin/sh\n",
-        )
-        .unwrap();
+        fs::write(root.join("etc/passwd"), "root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/tmp:/bin/sh\n")
+            .unwrap();
         fs::write(root.join("etc/group"), "root:x:0:\nnogroup:x:65534:\n").unwrap();
         let busybox = root.join("bin/busybox");
         fs::copy(Suite::Bookworm.program("busybox"), &busybox).unwrap();
-        let applets = Command::new(&busybox)
-            .arg("--list")
-            .output()
-            .unwrap()
-            .stdout;
-        for applet in String::from_utf8(applets)
-            .unwrap()
-            .lines()
-            .filter(|applet| *applet != "busybox")
-        {
+        let applets = Command::new(&busybox).arg("--list").output().unwrap().stdout;
+        for applet in String::from_utf8(applets).unwrap().lines().filter(|applet| *applet != "busybox") {
             symlink("busybox", root.join("bin").join(applet)).unwrap();
         }
     }
@@ -86,40 +70,22 @@ impl Image {
         let layer = self.dir.join("layer.tar");
         archive(&self.rootfs(), &layer);
 
-        let layer = Blob::store(
-            &blobs,
-            "application/vnd.oci.image.layer.v1.tar",
-            &fs::read(layer).unwrap(),
-        );
+        let layer = Blob::store(&blobs, "application/vnd.oci.image.layer.v1.tar", &fs::read(layer).unwrap());
         let config = json!({
             "architecture": architecture(),
             "os": "linux",
             "config": {"Env": ["PATH=/bin"], "Cmd": ["sh"], "WorkingDir": "/"},
             "rootfs": {"type": "layers", "diff_ids": [layer.digest]},
         });
-        let config = Blob::store(
-            &blobs,
-            "application/vnd.oci.image.config.v1+json",
-            config.to_string().as_bytes(),
-        );
+        let config = Blob::store(&blobs, "application/vnd.oci.image.config.v1+json", config.to_string().as_bytes());
         let manifest = json!({"schemaVersion": 2, "config": config.descriptor(), "layers": [layer.descriptor()]});
-        let mut manifest = Blob::store(
-            &blobs,
-            "application/vnd.oci.image.manifest.v1+json",
-            manifest.to_string().as_bytes(),
-        )
-        .descriptor();
-        manifest["annotations"] = json!({"io.containerd.image.name": IMAGE, "org.opencontainers.image.ref.name": "latest"});
-        fs::write(
-            layout.join("index.json"),
-            json!({"schemaVersion": 2, "manifests": [manifest]}).to_string(),
-        )
-        .unwrap();
-        fs::write(
-            layout.join("oci-layout"),
-            r#"{"imageLayoutVersion":"1.0.0"}"#,
-        )
-        .unwrap();
+        let mut manifest =
+            Blob::store(&blobs, "application/vnd.oci.image.manifest.v1+json", manifest.to_string().as_bytes())
+                .descriptor();
+        manifest["annotations"] =
+            json!({"io.containerd.image.name": IMAGE, "org.opencontainers.image.ref.name": "latest"});
+        fs::write(layout.join("index.json"), json!({"schemaVersion": 2, "manifests": [manifest]}).to_string()).unwrap();
+        fs::write(layout.join("oci-layout"), r#"{"imageLayoutVersion":"1.0.0"}"#).unwrap();
         archive(&layout, &self.archive());
     }
 }
@@ -133,18 +99,12 @@ struct Blob {
 
 impl Blob {
     fn store(blobs: &Path, kind: &'static str, bytes: &[u8]) -> Self {
-        let hash = Sha256::digest(bytes)
-            .iter()
-            .fold(String::new(), |mut hex, byte| {
-                let _ = write!(hex, "{byte:02x}");
-                hex
-            });
+        let hash = Sha256::digest(bytes).iter().fold(String::new(), |mut hex, byte| {
+            let _ = write!(hex, "{byte:02x}");
+            hex
+        });
         fs::write(blobs.join(&hash), bytes).unwrap();
-        Self {
-            kind,
-            digest: format!("sha256:{hash}"),
-            size: bytes.len(),
-        }
+        Self { kind, digest: format!("sha256:{hash}"), size: bytes.len() }
     }
 
     fn descriptor(&self) -> Value {
@@ -154,24 +114,13 @@ impl Blob {
 
 fn archive(dir: &Path, into: &Path) {
     let status = Command::new("tar")
-        .args([
-            "--sort=name",
-            "--mtime=@0",
-            "--owner=0",
-            "--group=0",
-            "--numeric-owner",
-            "-cf",
-        ])
+        .args(["--sort=name", "--mtime=@0", "--owner=0", "--group=0", "--numeric-owner", "-cf"])
         .arg(into)
         .arg("-C")
         .arg(dir)
         .arg(".")
         .status();
-    assert!(
-        status.unwrap().success(),
-        "could not pack {}",
-        dir.display()
-    );
+    assert!(status.unwrap().success(), "could not pack {}", dir.display());
 }
 
 /// This machine's architecture in Go's words, which are OCI's.

@@ -57,10 +57,7 @@ pub fn keep() -> Option<ExitCode> {
         signals.add(signal);
     }
     signals.thread_block().unwrap();
-    #[expect(
-        clippy::zombie_processes,
-        reason = "attend() reaps it with all the others"
-    )]
+    #[expect(clippy::zombie_processes, reason = "attend() reaps it with all the others")]
     let tests = Command::new("/proc/self/exe")
         .arg0("it")
         .args(env::args_os().skip(1))
@@ -75,9 +72,7 @@ pub fn keep() -> Option<ExitCode> {
         eprintln!("left running: {command}");
     }
     // A shell's convention for a child that a signal ended; nothing sensible was printed by it then.
-    let code = status
-        .code()
-        .unwrap_or_else(|| 128 + status.signal().unwrap_or_default());
+    let code = status.code().unwrap_or_else(|| 128 + status.signal().unwrap_or_default());
     Some(if code == 0 && !left.is_empty() {
         ExitCode::from(101)
     } else {
@@ -98,37 +93,17 @@ pub fn pid() -> i32 {
 /// A mount namespace of our own whose /run is empty but for the host's services.
 fn furnish() -> Result<(), Errno> {
     const NONE: Option<&str> = None;
-    let bind = |from: &Path, to: &Path| {
-        mount(
-            Some(from),
-            to,
-            NONE,
-            MsFlags::MS_BIND | MsFlags::MS_REC,
-            NONE,
-        )
-    };
+    let bind = |from: &Path, to: &Path| mount(Some(from), to, NONE, MsFlags::MS_BIND | MsFlags::MS_REC, NONE);
 
     unshare(CloneFlags::CLONE_NEWNS)?;
     mount(NONE, "/", NONE, MsFlags::MS_REC | MsFlags::MS_PRIVATE, NONE)?;
-    let services: Vec<_> = HOST_SERVICES
-        .iter()
-        .map(Path::new)
-        .filter_map(|path| Some((path, fs::File::open(path).ok()?)))
-        .collect();
-    mount(
-        Some("lab"),
-        "/run",
-        Some("tmpfs"),
-        MsFlags::empty(),
-        Some("mode=0755"),
-    )?;
+    let services: Vec<_> =
+        HOST_SERVICES.iter().map(Path::new).filter_map(|path| Some((path, fs::File::open(path).ok()?))).collect();
+    mount(Some("lab"), "/run", Some("tmpfs"), MsFlags::empty(), Some("mode=0755"))?;
     for (path, directory) in services {
         use std::os::fd::AsRawFd;
         fs::create_dir(path).map_err(|_| Errno::last())?;
-        bind(
-            Path::new(&format!("/proc/self/fd/{}", directory.as_raw_fd())),
-            path,
-        )?;
+        bind(Path::new(&format!("/proc/self/fd/{}", directory.as_raw_fd())), path)?;
     }
     fs::create_dir_all(WORK).map_err(|_| Errno::last())
 }
@@ -174,10 +149,7 @@ fn leftovers() -> Vec<String> {
         }
         if begin.elapsed() > GRACE {
             if named.is_empty() {
-                named = alive
-                    .iter()
-                    .map(|process| format!("{} {}", process.pid, process.command.join(" ")))
-                    .collect();
+                named = alive.iter().map(|process| format!("{} {}", process.pid, process.command.join(" "))).collect();
             }
             for process in alive {
                 let _ = kill(Pid::from_raw(process.pid), Signal::SIGKILL);

@@ -10,30 +10,16 @@ use super::keeper::WORK;
 
 /// What the lab's /run holds besides the files of containers: the lab itself, the host's services, ctr's fifos, whose
 /// directories a detached ctr leaves to nobody, and what our shim remembers of the node's runtimes.
-const NOT_THEIRS: [&str; 5] = [
-    WORK,
-    "/run/systemd",
-    "/run/dbus",
-    "/run/containerd/fifo",
-    "/run/beta9-shim/runsc.json",
-];
+const NOT_THEIRS: [&str; 5] = [WORK, "/run/systemd", "/run/dbus", "/run/containerd/fifo", "/run/beta9-shim/runsc.json"];
 
 /// What a daemon that has ended still has on disk, mounted or in cgroups.
 pub fn of_daemon(dir: &Path, namespace: &str) -> Vec<String> {
-    let mounts = mounts_below(dir)
-        .into_iter()
-        .map(|mount| format!("mount {mount}"));
-    let bundles = ["state", "root"].iter().flat_map(|top| {
-        entries(
-            &dir.join(top)
-                .join("io.containerd.runtime.v2.task")
-                .join(namespace),
-        )
-    });
+    let mounts = mounts_below(dir).into_iter().map(|mount| format!("mount {mount}"));
+    let bundles = ["state", "root"]
+        .iter()
+        .flat_map(|top| entries(&dir.join(top).join("io.containerd.runtime.v2.task").join(namespace)));
     let bundles = bundles.map(|bundle| format!("bundle {}", bundle.display()));
-    let cgroups = cgroups_of(namespace)
-        .into_iter()
-        .map(|cgroup| format!("cgroup {}", cgroup.display()));
+    let cgroups = cgroups_of(namespace).into_iter().map(|cgroup| format!("cgroup {}", cgroup.display()));
     mounts.chain(bundles).chain(cgroups).collect()
 }
 
@@ -42,9 +28,7 @@ pub fn in_house() -> Vec<String> {
     let mut found = Vec::new();
     let mut dirs = vec![PathBuf::from("/run")];
     while let Some(dir) = dirs.pop() {
-        for entry in entries(&dir)
-            .into_iter()
-            .filter(|entry| !NOT_THEIRS.iter().any(|other| entry == Path::new(other)))
+        for entry in entries(&dir).into_iter().filter(|entry| !NOT_THEIRS.iter().any(|other| entry == Path::new(other)))
         {
             if entry.is_dir() && !entry.is_symlink() {
                 dirs.push(entry)
@@ -60,22 +44,14 @@ pub fn in_house() -> Vec<String> {
 pub fn mounts_below(dir: &Path) -> Vec<String> {
     let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
     let points = mounts.lines().filter_map(|line| line.split(' ').nth(4));
-    points
-        .filter(|point| Path::new(point).starts_with(dir) && Path::new(point) != dir)
-        .map(String::from)
-        .collect()
+    points.filter(|point| Path::new(point).starts_with(dir) && Path::new(point) != dir).map(String::from).collect()
 }
 
 /// The cgroups of a namespace's containers, in every hierarchy.
 fn cgroups_of(namespace: &str) -> Vec<PathBuf> {
-    let hierarchies = entries(Path::new("/sys/fs/cgroup"))
-        .into_iter()
-        .chain([PathBuf::from("/sys/fs/cgroup")]);
+    let hierarchies = entries(Path::new("/sys/fs/cgroup")).into_iter().chain([PathBuf::from("/sys/fs/cgroup")]);
     let mut left = Vec::new();
-    for parent in hierarchies
-        .map(|hierarchy| hierarchy.join(namespace))
-        .filter(|parent| parent.is_dir())
-    {
+    for parent in hierarchies.map(|hierarchy| hierarchy.join(namespace)).filter(|parent| parent.is_dir()) {
         left.extend(entries(&parent).into_iter().filter(|entry| entry.is_dir()));
         let _ = fs::remove_dir(parent);
     }
@@ -86,15 +62,8 @@ fn cgroups_of(namespace: &str) -> Vec<PathBuf> {
 pub fn sweep_cgroups(prefix: &str) {
     let root = Path::new("/sys/fs/cgroup");
     for hierarchy in entries(root).into_iter().chain([root.into()]) {
-        let ours = |entry: &PathBuf| {
-            entry
-                .file_name()
-                .is_some_and(|name| name.to_string_lossy().starts_with(prefix))
-        };
-        entries(&hierarchy)
-            .into_iter()
-            .filter(ours)
-            .for_each(|cgroup| remove_cgroup(&cgroup));
+        let ours = |entry: &PathBuf| entry.file_name().is_some_and(|name| name.to_string_lossy().starts_with(prefix));
+        entries(&hierarchy).into_iter().filter(ours).for_each(|cgroup| remove_cgroup(&cgroup));
     }
 }
 
@@ -107,10 +76,5 @@ fn remove_cgroup(cgroup: &Path) {
 }
 
 fn entries(dir: &Path) -> Vec<PathBuf> {
-    fs::read_dir(dir)
-        .into_iter()
-        .flatten()
-        .flatten()
-        .map(|entry| entry.path())
-        .collect()
+    fs::read_dir(dir).into_iter().flatten().flatten().map(|entry| entry.path()).collect()
 }

@@ -62,10 +62,7 @@ impl House {
 
     /// Stops the daemons and returns what is still there that nobody owns any more, each in words.
     pub fn close(&self) -> Vec<String> {
-        let daemons: Vec<_> = lock(&self.shared)
-            .values()
-            .filter_map(|daemon| daemon.get().cloned())
-            .collect();
+        let daemons: Vec<_> = lock(&self.shared).values().filter_map(|daemon| daemon.get().cloned()).collect();
         let mut leaks: Vec<_> = daemons.iter().flat_map(|daemon| daemon.close()).collect();
         drop(daemons);
         leaks.extend(leaks::in_house());
@@ -73,8 +70,7 @@ impl House {
     }
 
     fn image(&self) -> &Image {
-        self.image
-            .get_or_init(|| Image::build(&self.dir.join("image")))
+        self.image.get_or_init(|| Image::build(&self.dir.join("image")))
     }
 
     fn number(&self) -> usize {
@@ -84,11 +80,7 @@ impl House {
     fn start(&self, options: &Options) -> Daemon {
         Daemon::start(
             &self.dir,
-            &format!(
-                "{}{}",
-                keeper::namespace_prefix(std::process::id()),
-                self.number()
-            ),
+            &format!("{}{}", keeper::namespace_prefix(std::process::id()), self.number()),
             options,
             self.image(),
         )
@@ -105,10 +97,7 @@ impl Lab {
     /// Runs a trial; a panic in it becomes the error, with the place where it happened and the ends of the daemons' logs.
     pub fn trial(house: Arc<House>, run: impl FnOnce(&Self)) -> Result<(), String> {
         note_where_panics_happen();
-        let lab = Self {
-            house,
-            used: Mutex::default(),
-        };
+        let lab = Self { house, used: Mutex::default() };
         let outcome = catch_unwind(AssertUnwindSafe(|| run(&lab)));
         outcome.map_err(|panic| {
             let message = panic
@@ -116,24 +105,13 @@ impl Lab {
                 .cloned()
                 .or_else(|| panic.downcast_ref::<&str>().map(ToString::to_string));
             let place = WHERE.with_borrow(Clone::clone);
-            let logs: String = lock(&lab.used)
-                .iter()
-                .map(|daemon| daemon.log_tail(LOG_LINES))
-                .collect();
+            let logs: String = lock(&lab.used).iter().map(|daemon| daemon.log_tail(LOG_LINES)).collect();
             format!("{}\nat {place}\n{logs}", message.unwrap_or_default())
         })?;
         // A daemon of the trial's own goes with it; a leak there is the trial's failure.
         let used = std::mem::take(&mut *lock(&lab.used));
-        let leaks: Vec<_> = used
-            .into_iter()
-            .filter_map(Arc::into_inner)
-            .flat_map(|daemon| daemon.close())
-            .collect();
-        if leaks.is_empty() {
-            Ok(())
-        } else {
-            Err(format!("left behind: {}", leaks.join("; ")))
-        }
+        let leaks: Vec<_> = used.into_iter().filter_map(Arc::into_inner).flat_map(|daemon| daemon.close()).collect();
+        if leaks.is_empty() { Ok(()) } else { Err(format!("left behind: {}", leaks.join("; "))) }
     }
 
     /// The daemon that all trials with these options share.
@@ -183,10 +161,7 @@ pub fn eventually<T>(what: &str, mut check: impl FnMut() -> Option<T>) -> T {
         if let Some(found) = check() {
             return found;
         }
-        assert!(
-            begin.elapsed() < PATIENCE,
-            "not within {PATIENCE:?}: {what}"
-        );
+        assert!(begin.elapsed() < PATIENCE, "not within {PATIENCE:?}: {what}");
         thread::sleep(Duration::from_millis(10));
     }
 }
@@ -210,14 +185,8 @@ fn note_where_panics_happen() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
         std::panic::set_hook(Box::new(|panic| {
-            let place = panic
-                .location()
-                .map(ToString::to_string)
-                .unwrap_or_default();
-            if std::thread::current()
-                .name()
-                .is_some_and(|name| name == "main")
-            {
+            let place = panic.location().map(ToString::to_string).unwrap_or_default();
+            if std::thread::current().name().is_some_and(|name| name == "main") {
                 eprintln!("{panic}");
             }
             WHERE.set(place);

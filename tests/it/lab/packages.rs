@@ -31,6 +31,8 @@ impl Suite {
 
     /// As `find`, where a test cannot do without.
     pub fn program(self, program: &str) -> PathBuf {
-        self.find(program).unwrap_or_else(|| panic!("no {program} of {self:?}: run tests/lab/fetch.sh first (it takes SUITE/PACKAGE arguments)"))
+        self.find(program).unwrap_or_else(|| {
+            panic!("no {program} of {self:?}: run tests/lab/fetch.sh first (it takes SUITE/PACKAGE arguments)")
+        })
     }
 }

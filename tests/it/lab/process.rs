@@ -27,16 +27,8 @@ impl Process {
         let state = fields.next()?.chars().next()?;
         let parent = fields.next()?.parse().ok()?;
         let command = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
-        let command = String::from_utf8_lossy(&command)
-            .split_terminator('\0')
-            .map(String::from)
-            .collect();
-        Some(Self {
-            pid,
-            command,
-            parent,
-            state,
-        })
+        let command = String::from_utf8_lossy(&command).split_terminator('\0').map(String::from).collect();
+        Some(Self { pid, command, parent, state })
     }
 
     /// Whether it runs: a zombie does not.
@@ -57,21 +49,10 @@ impl Process {
 
     /// The sockets in the file system that it listens on or has connections from.
     pub fn socket_files(&self) -> BTreeSet<PathBuf> {
-        let descriptors = fs::read_dir(format!("/proc/{}/fd", self.pid))
-            .into_iter()
-            .flatten()
-            .flatten();
+        let descriptors = fs::read_dir(format!("/proc/{}/fd", self.pid)).into_iter().flatten().flatten();
         let links = descriptors.filter_map(|entry| fs::read_link(entry.path()).ok());
-        let inodes: BTreeSet<String> = links
-            .filter_map(|link| {
-                Some(
-                    link.to_str()?
-                        .strip_prefix("socket:[")?
-                        .strip_suffix(']')?
-                        .into(),
-                )
-            })
-            .collect();
+        let inodes: BTreeSet<String> =
+            links.filter_map(|link| Some(link.to_str()?.strip_prefix("socket:[")?.strip_suffix(']')?.into())).collect();
         let table = fs::read_to_string("/proc/net/unix").unwrap();
         // Num RefCount Protocol Flags Type St Inode Path
         let rows = table.lines().map(|line| line.split_whitespace().skip(6));
@@ -85,8 +66,7 @@ impl Process {
     pub fn resident(&self) -> u64 {
         let status = fs::read_to_string(format!("/proc/{}/status", self.pid)).unwrap_or_default();
         let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
-        line.and_then(|value| value.split_whitespace().next()?.parse().ok())
-            .unwrap_or(0)
+        line.and_then(|value| value.split_whitespace().next()?.parse().ok()).unwrap_or(0)
     }
 }
 
@@ -108,8 +88,5 @@ pub fn descendants(ancestor: Pid) -> Vec<Process> {
         }
         true
     };
-    all.values()
-        .filter(|process| process.is_alive() && descends(process))
-        .cloned()
-        .collect()
+    all.values().filter(|process| process.is_alive() && descends(process)).cloned().collect()
 }

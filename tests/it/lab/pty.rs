@@ -10,16 +10,10 @@ const SESSION: Duration = Duration::from_secs(30);
 /// Runs `client` on a terminal of its own after the shell command `prepare`, which has that terminal as standard input.
 /// What the terminal shows becomes standard output, its line ends included.
 pub fn run(client: &Command, prepare: &str) -> Output {
-    let words: Vec<_> = [client.get_program()]
-        .into_iter()
-        .chain(client.get_args())
-        .map(quote)
-        .collect();
+    let words: Vec<_> = [client.get_program()].into_iter().chain(client.get_args()).map(quote).collect();
     let session = format!("{prepare}\nexec {}", words.join(" "));
     let mut script = Command::new("script");
-    script
-        .args(["--quiet", "--return", "--command", &session, "/dev/null"])
-        .env_clear();
+    script.args(["--quiet", "--return", "--command", &session, "/dev/null"]).env_clear();
     for (name, value) in client.get_envs() {
         script.env(name, value.unwrap_or_default());
     }

@@ -13,26 +13,11 @@ use crate::{
 };
 
 pub const SCENARIOS: &[Scenario] = &[
-    (
-        "the node's configuration is found through its environment variable",
-        environment,
-    ),
-    (
-        "an annotation may move a container into gVisor, and never out of it",
-        annotation,
-    ),
-    (
-        "a configuration that cannot be read as one is an error with file and line, and leaves nothing",
-        malformed,
-    ),
-    (
-        "a configuration that others may write is an error, and leaves nothing",
-        writable,
-    ),
-    (
-        "a pool that the configuration lacks is an error that names it, and leaves nothing",
-        unknown_pool,
-    ),
+    ("the node's configuration is found through its environment variable", environment),
+    ("an annotation may move a container into gVisor, and never out of it", annotation),
+    ("a configuration that cannot be read as one is an error with file and line, and leaves nothing", malformed),
+    ("a configuration that others may write is an error, and leaves nothing", writable),
+    ("a pool that the configuration lacks is an error that names it, and leaves nothing", unknown_pool),
 ];
 
 /// Prints the kernel as the container sees it.
@@ -48,10 +33,7 @@ fn environment(lab: &Lab, case: &RuntimeCase) {
     let mut options = case.daemon().clone();
     options.config = Some(case.config());
     let daemon = lab.own_daemon(&options);
-    let kernel = lab
-        .container(&daemon, "environment")
-        .run(&case.configured_by(None), &[], KERNEL)
-        .success();
+    let kernel = lab.container(&daemon, "environment").run(&case.configured_by(None), &[], KERNEL).success();
     assert_eq!(kernel.text() == host_kernel(), case.is_runc());
 }
 
@@ -86,11 +68,7 @@ fn writable(lab: &Lab, case: &RuntimeCase) {
 
 fn unknown_pool(lab: &Lab, case: &RuntimeCase) {
     let config: PathBuf = lab.dir("config").join("unknown.yaml");
-    fs::write(
-        &config,
-        "worker: {defaultPool: nowhere, pools: {somewhere: {}}}\n",
-    )
-    .unwrap();
+    fs::write(&config, "worker: {defaultPool: nowhere, pools: {somewhere: {}}}\n").unwrap();
     refused(lab, case, &config, &["nowhere", "somewhere"]);
 }
 
@@ -98,15 +76,11 @@ fn unknown_pool(lab: &Lab, case: &RuntimeCase) {
 fn refused(lab: &Lab, case: &RuntimeCase, config: &Path, words: &[&str]) {
     let daemon = lab.daemon(case.daemon());
     let container = lab.container(&daemon, "refused");
-    container
-        .run(&case.configured_by(Some(config)), &[], &["true"])
-        .failure(words);
+    container.run(&case.configured_by(Some(config)), &[], &["true"]).failure(words);
     assert_nothing(&daemon, &container);
 }
 
 fn assert_nothing(daemon: &Daemon, container: &Container) {
-    eventually("the end of the shim", || {
-        daemon.shim(container.id()).is_none().then_some(())
-    });
+    eventually("the end of the shim", || daemon.shim(container.id()).is_none().then_some(()));
     assert!(!daemon.bundle(container.id()).exists(), "a bundle was left");
 }

@@ -9,10 +9,7 @@ use crate::{
 };
 
 pub const SCENARIOS: &[Scenario] = &[
-    (
-        "a runtime is called once to create and once to start, always with the same root",
-        calls,
-    ),
+    ("a runtime is called once to create and once to start, always with the same root", calls),
     ("a runtime that fails is an error with its own words", fails),
     ("a runtime that dies is an error, and leaves nothing", dies),
     ("a runtime that is slow is waited for", slow),
@@ -28,27 +25,15 @@ pub fn with_fake(lab: &Lab, case: &RuntimeCase) -> (Arc<Daemon>, Fake) {
 
 fn calls(lab: &Lab, case: &RuntimeCase) {
     let (daemon, fake) = with_fake(lab, case);
-    lab.container(&daemon, "calls")
-        .run(case, &[], &["true"])
-        .success();
+    lab.container(&daemon, "calls").run(case, &[], &["true"]).success();
     let calls = fake.calls();
-    let count = |verb: &str| {
-        calls
-            .iter()
-            .filter(|call| call.iter().any(|argument| argument == verb))
-            .count()
-    };
+    let count = |verb: &str| calls.iter().filter(|call| call.iter().any(|argument| argument == verb)).count();
     assert_eq!((count("create"), count("start")), (1, 1), "{calls:?}");
     assert!(count("delete") > 0, "{calls:?}");
     // `--root DIR` and `--root=DIR` are both usual.
     let root = |call: &Vec<String>| {
-        let at = call
-            .iter()
-            .position(|argument| argument.starts_with("--root"))?;
-        call[at]
-            .strip_prefix("--root=")
-            .or(call.get(at + 1).map(String::as_str))
-            .map(String::from)
+        let at = call.iter().position(|argument| argument.starts_with("--root"))?;
+        call[at].strip_prefix("--root=").or(call.get(at + 1).map(String::as_str)).map(String::from)
     };
     let mut roots: Vec<_> = calls.iter().filter_map(root).collect();
     roots.dedup();
@@ -58,39 +43,25 @@ fn calls(lab: &Lab, case: &RuntimeCase) {
 fn fails(lab: &Lab, case: &RuntimeCase) {
     let (daemon, fake) = with_fake(lab, case);
     fake.behave("create fail the moon is in the wrong quarter");
-    lab.container(&daemon, "fails")
-        .run(case, &[], &["true"])
-        .failure(&["the moon is in the wrong quarter"]);
+    lab.container(&daemon, "fails").run(case, &[], &["true"]).failure(&["the moon is in the wrong quarter"]);
     fake.behave("");
-    lab.container(&daemon, "works")
-        .run(case, &[], &["true"])
-        .success();
+    lab.container(&daemon, "works").run(case, &[], &["true"]).success();
 }
 
 fn dies(lab: &Lab, case: &RuntimeCase) {
     let (daemon, fake) = with_fake(lab, case);
-    for behaviour in [
-        "create crash",
-        "start crash",
-        "create garbage",
-        "create crash-after",
-    ] {
+    for behaviour in ["create crash", "start crash", "create garbage", "create crash-after"] {
         fake.behave(behaviour);
         let container = lab.container(&daemon, "dies");
         container.run(case, &[], &["true"]).failure(&[]);
         // A container whose start failed is still one that was created: it goes when its user says so.
         container.task("delete", &["--force"]);
-        assert!(
-            !daemon.bundle(container.id()).exists(),
-            "{behaviour}: the bundle is still there"
-        );
+        assert!(!daemon.bundle(container.id()).exists(), "{behaviour}: the bundle is still there");
     }
 }
 
 fn slow(lab: &Lab, case: &RuntimeCase) {
     let (daemon, fake) = with_fake(lab, case);
     fake.behave("create slow 3");
-    lab.container(&daemon, "slow")
-        .run(case, &[], &["sh", "-c", "exit 8"])
-        .exit(8);
+    lab.container(&daemon, "slow").run(case, &[], &["sh", "-c", "exit 8"]).exit(8);
 }

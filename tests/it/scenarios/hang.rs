@@ -9,14 +9,8 @@ use crate::{
 };
 
 pub const SCENARIOS: &[Scenario] = &[
-    (
-        "while a runtime hangs in start, the container's state is answered at once",
-        start,
-    ),
-    (
-        "while a runtime hangs in exec, the container is answered for, and can be killed",
-        exec,
-    ),
+    ("while a runtime hangs in start, the container's state is answered at once", start),
+    ("while a runtime hangs in exec, the container is answered for, and can be killed", exec),
 ];
 
 /// What an answer from memory may take, a client's start included.

@@ -6,48 +6,27 @@ use super::Scenario;
 use crate::{case::RuntimeCase, lab::Lab};
 
 pub const SCENARIOS: &[Scenario] = &[
-    (
-        "700 kB of input arrive as they are, and their end with them",
-        input,
-    ),
+    ("700 kB of input arrive as they are, and their end with them", input),
     ("8 MB of output arrive to the last byte", much_output),
-    (
-        "the last words of a container that exits at once arrive, 30 times of 30",
-        last_words,
-    ),
+    ("the last words of a container that exits at once arrive, 30 times of 30", last_words),
     ("an exec's input and output are its own", exec_input),
 ];
 
 /// Numbers of seven digits, a line each: they show when a piece is lost, doubled or moved.
 fn numbers(bytes: usize) -> Vec<u8> {
-    (1_000_000..)
-        .take(bytes.div_ceil(8))
-        .flat_map(|number: u32| format!("{number}\n").into_bytes())
-        .collect()
+    (1_000_000..).take(bytes.div_ceil(8)).flat_map(|number: u32| format!("{number}\n").into_bytes()).collect()
 }
 
 /// Where two byte strings first differ, for a message that is shorter than they are.
 fn assert_same(found: &[u8], expected: &[u8]) {
-    let differ = found
-        .iter()
-        .zip(expected)
-        .position(|(found, expected)| found != expected);
-    assert_eq!(
-        (found.len(), differ),
-        (expected.len(), None),
-        "length and first difference"
-    );
+    let differ = found.iter().zip(expected).position(|(found, expected)| found != expected);
+    assert_eq!((found.len(), differ), (expected.len(), None), "length and first difference");
 }
 
 fn input(lab: &Lab, case: &RuntimeCase) {
     let daemon = lab.daemon(case.daemon());
     let bytes = numbers(700_000);
-    let cat = || {
-        lab.container(&daemon, "input")
-            .run_with(case, &[], &["cat"], &bytes)
-            .success()
-            .stdout
-    };
+    let cat = || lab.container(&daemon, "input").run_with(case, &[], &["cat"], &bytes).success().stdout;
     // Go's shim may close the input before all of it is through; ours may not, ever.
     let tries = if case.ours { 1 } else { 5 };
     let found = (0..tries).map(|_| cat()).find(|found| *found == bytes);
@@ -57,9 +36,7 @@ fn input(lab: &Lab, case: &RuntimeCase) {
 fn much_output(lab: &Lab, case: &RuntimeCase) {
     let daemon = lab.daemon(case.daemon());
     let container = lab.container(&daemon, "much");
-    let output = container
-        .run(case, &[], &["sh", "-c", "seq 1000000 1999999"])
-        .success();
+    let output = container.run(case, &[], &["sh", "-c", "seq 1000000 1999999"]).success();
     assert_same(&output.stdout, &numbers(8_000_000));
 }
 
@@ -86,14 +63,8 @@ fn exec_input(lab: &Lab, case: &RuntimeCase) {
         for exec in ["a", "b"] {
             let (container, bytes) = (&container, &bytes);
             scope.spawn(move || {
-                let output = container
-                    .exec_with(
-                        exec,
-                        &[],
-                        &["sh", "-c", &format!("cat; echo {exec} >&2")],
-                        bytes,
-                    )
-                    .success();
+                let output =
+                    container.exec_with(exec, &[], &["sh", "-c", &format!("cat; echo {exec} >&2")], bytes).success();
                 assert_same(&output.stdout, bytes);
                 assert_eq!(output.errors(), format!("{exec}\n"));
             });

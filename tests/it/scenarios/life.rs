@@ -12,28 +12,13 @@ pub const SCENARIOS: &[Scenario] = &[
         "events come in order: create, start, exec-added, exec-started, the exec's exit, the container's, delete",
         event_order,
     ),
-    (
-        "a paused container stands still, and goes on when it is resumed",
-        pause,
-    ),
-    (
-        "a container that is killed while it is paused ends",
-        kill_paused,
-    ),
+    ("a paused container stands still, and goes on when it is resumed", pause),
+    ("a container that is killed while it is paused ends", kill_paused),
     ("metrics tell what the container uses", metrics),
     ("processes are listed with the exec's among them", processes),
-    (
-        "a running container is not deleted unless by force",
-        delete_running,
-    ),
-    (
-        "a shim goes with its last container, and its bundle, mounts and socket with it",
-        nothing_left,
-    ),
-    (
-        "containers of one group share a shim until the last is gone",
-        group,
-    ),
+    ("a running container is not deleted unless by force", delete_running),
+    ("a shim goes with its last container, and its bundle, mounts and socket with it", nothing_left),
+    ("containers of one group share a shim until the last is gone", group),
     ("an id can be used again at once", id_again),
 ];
 
@@ -42,15 +27,7 @@ const IDLE: &[&str] = &["sleep", "1000"];
 fn states(lab: &Lab, case: &RuntimeCase) {
     let daemon = lab.daemon(case.daemon());
     let container = lab.container(&daemon, "states");
-    container.detach(
-        case,
-        &[],
-        &[
-            "sh",
-            "-c",
-            "trap 'exit 3' TERM; while :; do sleep 0.05; done",
-        ],
-    );
+    container.detach(case, &[], &["sh", "-c", "trap 'exit 3' TERM; while :; do sleep 0.05; done"]);
     assert_eq!(container.state().as_deref(), Some("RUNNING"));
     // The shell may not have come to its trap yet; as the first process it is spared until then.
     eventually("the end of the container", || {
@@ -68,14 +45,7 @@ fn event_order(lab: &Lab, case: &RuntimeCase) {
     container.exec("e", &[], &["sh", "-c", "exit 4"]).exit(4);
     container.kill("SIGKILL").success();
     container.remove();
-    let mut order = vec![
-        "create",
-        "start",
-        "exec-added",
-        "exec-started",
-        "exit",
-        "exit",
-    ];
+    let mut order = vec!["create", "start", "exec-added", "exec-started", "exit", "exit"];
     // Go's shim may be gone before it has sent its last event.
     if case.ours {
         container.wait_for("delete", |_| true);
@@ -83,35 +53,17 @@ fn event_order(lab: &Lab, case: &RuntimeCase) {
     }
     container.wait_for("exit", |exit| exit.text("id") == container.id());
     assert_eq!(container.topics()[..order.len()], order);
-    let exits: Vec<_> = container
-        .events()
-        .into_iter()
-        .filter(|event| event.topic == "/tasks/exit")
-        .collect();
-    assert_eq!(
-        (exits[0].text("id"), exits[0].number("exit_status")),
-        ("e", 4)
-    );
-    assert_eq!(
-        (exits[1].text("id"), exits[1].number("exit_status")),
-        (container.id(), 137)
-    );
+    let exits: Vec<_> = container.events().into_iter().filter(|event| event.topic == "/tasks/exit").collect();
+    assert_eq!((exits[0].text("id"), exits[0].number("exit_status")), ("e", 4));
+    assert_eq!((exits[1].text("id"), exits[1].number("exit_status")), (container.id(), 137));
     let start = container.wait_for("start", |_| true);
-    assert_eq!(
-        start.number("pid"),
-        exits[1].number("pid"),
-        "one pid in start and exit"
-    );
+    assert_eq!(start.number("pid"), exits[1].number("pid"), "one pid in start and exit");
 }
 
 fn pause(lab: &Lab, case: &RuntimeCase) {
     let daemon = lab.daemon(case.daemon());
     let container = lab.container(&daemon, "pause");
-    let running = container.start(
-        case,
-        &[],
-        &["sh", "-c", "while :; do echo tick; sleep 0.02; done"],
-    );
+    let running = container.start(case, &[], &["sh", "-c", "while :; do echo tick; sleep 0.02; done"]);
     running.until_it_says("tick");
     container.task("pause", &[]).success();
     container.until("PAUSED");
@@ -122,9 +74,7 @@ fn pause(lab: &Lab, case: &RuntimeCase) {
     assert_eq!(running.said().len(), said, "it went on while it was paused");
     container.task("resume", &[]).success();
     container.until("RUNNING");
-    eventually("further output", || {
-        (running.said().len() > said).then_some(())
-    });
+    eventually("further output", || (running.said().len() > said).then_some(()));
     container.wait_for("paused", |_| true);
     container.wait_for("resumed", |_| true);
 }
@@ -149,27 +99,11 @@ fn metrics(lab: &Lab, case: &RuntimeCase) {
     container.detach(case, &[], IDLE);
     let table = container.task("metrics", &[]).success().text();
     let value = |name: &str| -> Option<u64> {
-        table
-            .lines()
-            .find(|line| line.starts_with(name))?
-            .split_whitespace()
-            .nth(1)?
-            .parse()
-            .ok()
+        table.lines().find(|line| line.starts_with(name))?.split_whitespace().nth(1)?.parse().ok()
     };
     assert!(table.contains(container.id()), "{table}");
-    assert!(
-        value("memory.usage_in_bytes")
-            .or(value("memory.usage"))
-            .is_some_and(|usage| usage > 0),
-        "{table}"
-    );
-    assert!(
-        value("cpuacct.usage")
-            .or(value("cpu.usage_usec"))
-            .is_some_and(|usage| usage > 0),
-        "{table}"
-    );
+    assert!(value("memory.usage_in_bytes").or(value("memory.usage")).is_some_and(|usage| usage > 0), "{table}");
+    assert!(value("cpuacct.usage").or(value("cpu.usage_usec")).is_some_and(|usage| usage > 0), "{table}");
 }
 
 fn processes(lab: &Lab, case: &RuntimeCase) {
@@ -181,12 +115,7 @@ fn processes(lab: &Lab, case: &RuntimeCase) {
     let table = container.task("ps", &[]).success().text();
     // runsc's pids are the sandbox's own, so only their number can be compared.
     if case.is_runc() {
-        assert!(
-            table
-                .lines()
-                .any(|line| line.starts_with(&container.pid().to_string())),
-            "{table}"
-        );
+        assert!(table.lines().any(|line| line.starts_with(&container.pid().to_string())), "{table}");
         assert!(table.contains("listed"), "{table}");
     }
     assert!(table.lines().count() > 2, "{table}");
@@ -201,10 +130,7 @@ fn delete_running(lab: &Lab, case: &RuntimeCase) {
     let pid = container.pid();
     container.task("delete", &["--force"]);
     assert_eq!(container.state(), None);
-    assert!(
-        !Process::find(pid).is_some_and(|process| process.is_alive()),
-        "its process still runs"
-    );
+    assert!(!Process::find(pid).is_some_and(|process| process.is_alive()), "its process still runs");
     assert_eq!(container.exit_status(), 137);
 }
 
@@ -225,10 +151,7 @@ fn nothing_left(lab: &Lab, case: &RuntimeCase) {
 
 fn group(lab: &Lab, case: &RuntimeCase) {
     let daemon = lab.daemon(case.daemon());
-    let (first, second) = (
-        lab.container(&daemon, "group"),
-        lab.container(&daemon, "group"),
-    );
+    let (first, second) = (lab.container(&daemon, "group"), lab.container(&daemon, "group"));
     let dir = lab.dir("group");
     for container in [&first, &second] {
         let cgroup = format!("/{}/{}", daemon.namespace(), container.id());
@@ -237,10 +160,7 @@ fn group(lab: &Lab, case: &RuntimeCase) {
         container.detach_spec(case, &spec, &dir.join(container.id()));
     }
     let shim = first.shim();
-    assert!(
-        daemon.shim(second.id()).is_none(),
-        "the second has a shim of its own"
-    );
+    assert!(daemon.shim(second.id()).is_none(), "the second has a shim of its own");
     first.kill("SIGKILL").success();
     first.remove();
     second.exec("still", &[], &["true"]).success();
@@ -255,9 +175,7 @@ fn id_again(lab: &Lab, case: &RuntimeCase) {
     let daemon = lab.daemon(case.daemon());
     let container = lab.container(&daemon, "again");
     for round in 0..5 {
-        let output = container
-            .run(case, &[], &["echo", &round.to_string()])
-            .success();
+        let output = container.run(case, &[], &["echo", &round.to_string()]).success();
         assert_eq!(output.text(), format!("{round}\n"));
     }
 }

@@ -3,19 +3,14 @@
 use super::Scenario;
 use crate::{case::RuntimeCase, lab::Lab};
 
-pub const SCENARIOS: &[Scenario] = &[(
-    "a container that runs out of memory is killed: OOM first, then its exit with 137",
-    out_of_memory,
-)];
+pub const SCENARIOS: &[Scenario] =
+    &[("a container that runs out of memory is killed: OOM first, then its exit with 137", out_of_memory)];
 
 fn out_of_memory(lab: &Lab, case: &RuntimeCase) {
     let daemon = lab.daemon(case.daemon());
     let container = lab.container(&daemon, "oom");
     // A sandbox needs some of the limit for itself.
-    let limit = format!(
-        "--memory-limit={}",
-        if case.is_runc() { 24 << 20 } else { 200 << 20 }
-    );
+    let limit = format!("--memory-limit={}", if case.is_runc() { 24 << 20 } else { 200 << 20 });
     container.detach(case, &[&limit], &["sh", "-c", "exec tail /dev/zero"]);
     assert_eq!(container.exit_status(), 137);
     container.wait_for("oom", |_| true);

@@ -50,9 +50,7 @@ pub fn trials(house: &Arc<House>, cases: &[RuntimeCase]) -> Vec<Trial> {
         let meant = cases.iter().filter(|case| case.ours || !only_ours);
         trials.extend(meant.map(|case| trial(house, case, *scenario)));
     }
-    trials.push(Trial::test("beta9::the shim under test answers", || {
-        case::shim_answers().map_err(Failed::from)
-    }));
+    trials.push(Trial::test("beta9::the shim under test answers", || case::shim_answers().map_err(Failed::from)));
     trials
 }
 

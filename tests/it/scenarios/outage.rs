@@ -14,52 +14,24 @@ use crate::{
 };
 
 pub const SCENARIOS: &[Scenario] = &[
-    (
-        "a container outlives a restart of containerd, with its state, its execs and its exit code",
-        restart,
-    ),
-    (
-        "an exit while containerd is away is known when it is back",
-        exit_while_away,
-    ),
-    (
-        "a container whose shim is killed is cleaned up to the last process and mount",
-        shim_killed,
-    ),
-    (
-        "a shim that is killed while containerd is away is cleaned up when it is back",
-        shim_killed_while_away,
-    ),
+    ("a container outlives a restart of containerd, with its state, its execs and its exit code", restart),
+    ("an exit while containerd is away is known when it is back", exit_while_away),
+    ("a container whose shim is killed is cleaned up to the last process and mount", shim_killed),
+    ("a shim that is killed while containerd is away is cleaned up when it is back", shim_killed_while_away),
 ];
 
 fn restart(lab: &Lab, case: &RuntimeCase) {
     let daemon = lab.own_daemon(case.daemon());
     let container = lab.container(&daemon, "restart");
-    container.detach(
-        case,
-        &[],
-        &[
-            "sh",
-            "-c",
-            "trap 'exit 11' TERM; while :; do sleep 0.05; done",
-        ],
-    );
+    container.detach(case, &[], &["sh", "-c", "trap 'exit 11' TERM; while :; do sleep 0.05; done"]);
     let pid = container.pid();
     container.exec("before", &[], &["true"]).success();
     for signal in [Signal::SIGTERM, Signal::SIGKILL] {
         daemon.end(signal);
         daemon.resume();
-        assert_eq!(
-            (container.state().as_deref(), container.pid()),
-            (Some("RUNNING"), pid)
-        );
-        let output = container
-            .exec(
-                &format!("after{}", signal as i32),
-                &[],
-                &["sh", "-c", "echo here; exit 3"],
-            )
-            .exit(3);
+        assert_eq!((container.state().as_deref(), container.pid()), (Some("RUNNING"), pid));
+        let output =
+            container.exec(&format!("after{}", signal as i32), &[], &["sh", "-c", "echo here; exit 3"]).exit(3);
         assert_eq!(output.text(), "here\n");
     }
     container.kill("SIGTERM").success();
@@ -82,23 +54,13 @@ fn exit_while_away(lab: &Lab, case: &RuntimeCase) {
         return;
     }
     container.until("STOPPED");
-    eventually("the exit event", || {
-        (daemon.forwarded("/tasks/exit") > 0).then_some(())
-    });
+    eventually("the exit event", || (daemon.forwarded("/tasks/exit") > 0).then_some(()));
     // The client prints the code of a task that failed.
     let delete = container.task("delete", &[]);
     assert!(delete.errors().contains("17"), "{delete:?}");
-    daemon
-        .ctr(&["containers", "delete", container.id()])
-        .success();
+    daemon.ctr(&["containers", "delete", container.id()]).success();
     assert_eq!(
-        [
-            "/tasks/create",
-            "/tasks/start",
-            "/tasks/exit",
-            "/tasks/delete"
-        ]
-        .map(|topic| daemon.forwarded(topic)),
+        ["/tasks/create", "/tasks/start", "/tasks/exit", "/tasks/delete"].map(|topic| daemon.forwarded(topic)),
         [1; 4]
     );
 }
@@ -108,11 +70,7 @@ fn killed(lab: &Lab, case: &RuntimeCase, away: bool) {
     let daemon = lab.own_daemon(case.daemon());
     let container = lab.container(&daemon, "orphan");
     container.detach(case, &[], &["sleep", "1000"]);
-    let (pid, shim, bundle) = (
-        container.pid(),
-        container.shim(),
-        daemon.bundle(container.id()),
-    );
+    let (pid, shim, bundle) = (container.pid(), container.shim(), daemon.bundle(container.id()));
     let sockets = shim.socket_files();
     assert!(!sockets.is_empty());
     if away {
@@ -125,16 +83,9 @@ fn killed(lab: &Lab, case: &RuntimeCase, away: bool) {
     eventually("the end of the container's process", || {
         (!Process::find(pid).is_some_and(|process| process.is_alive())).then_some(())
     });
-    eventually("the end of the task", || {
-        container
-            .state()
-            .is_none_or(|state| state == "STOPPED")
-            .then_some(())
-    });
+    eventually("the end of the task", || container.state().is_none_or(|state| state == "STOPPED").then_some(()));
     container.task("delete", &[]);
-    daemon
-        .ctr(&["containers", "delete", container.id()])
-        .success();
+    daemon.ctr(&["containers", "delete", container.id()]).success();
     eventually("the end of the bundle", || (!bundle.exists()).then_some(()));
     assert!(leaks::mounts_below(&bundle).is_empty());
     let sockets: Vec<_> = sockets.iter().filter(|socket| socket.exists()).collect();
@@ -142,9 +93,7 @@ fn killed(lab: &Lab, case: &RuntimeCase, away: bool) {
         assert!(sockets.is_empty(), "sockets are still there: {sockets:?}");
     } else {
         // Go's `delete` leaves them.
-        sockets
-            .into_iter()
-            .for_each(|socket| fs::remove_file(socket).unwrap());
+        sockets.into_iter().for_each(|socket| fs::remove_file(socket).unwrap());
     }
 }
 

@@ -7,20 +7,11 @@ use crate::{
 };
 
 pub const SCENARIOS: &[Scenario] = &[
-    (
-        "SIGTERM reaches a process that handles it, and its own code is the container's",
-        handled,
-    ),
+    ("SIGTERM reaches a process that handles it, and its own code is the container's", handled),
     ("a signal may be given by its number", by_number),
     ("a container that is killed reports 137", killed),
-    (
-        "a container that a signal ends reports 128 and the signal",
-        unhandled,
-    ),
-    (
-        "a signal to a container that has ended is refused",
-        too_late,
-    ),
+    ("a container that a signal ends reports 128 and the signal", unhandled),
+    ("a signal to a container that has ended is refused", too_late),
 ];
 
 /// Says when it listens; ends with 7 on TERM and with 9 on USR1.
