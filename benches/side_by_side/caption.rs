@@ -12,11 +12,7 @@ pub fn of(bench: &Bench) -> String {
     let cores = thread::available_parallelism().map_or(0, usize::from);
     let load = fs::read_to_string("/proc/loadavg").unwrap_or_default();
     let load = load.split_whitespace().next().unwrap_or("?");
-    let cgroups = if Path::new("/sys/fs/cgroup/cgroup.controllers").exists() {
-        "v2"
-    } else {
-        "v1"
-    };
+    let cgroups = if Path::new("/sys/fs/cgroup/cgroup.controllers").exists() { "v2" } else { "v1" };
     format!(
         "Medians of {} rounds ({} for the burst and the long output), ours and Go's in turns. \
          Linux {kernel} on {cores} cores (load {load} at the beginning), cgroup {cgroups}; containerd and Go's shim {}, runc {}, ours {}.",

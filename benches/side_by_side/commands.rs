@@ -40,12 +40,7 @@ pub fn rows(bench: &Bench) -> Vec<Row> {
 }
 
 fn row(what: String, samples: &Both<Samples>, target: Target) -> Row {
-    Row {
-        what,
-        unit: Unit::Milliseconds,
-        values: Some(samples.map(|samples| median(samples))),
-        target,
-    }
+    Row { what, unit: Unit::Milliseconds, values: Some(samples.map(|samples| median(samples))), target }
 }
 
 /// The `start` action by itself, as containerd calls it; its server is ended at once.
@@ -57,11 +52,7 @@ fn start(bench: &Bench) -> Row {
         fs::write(dir.join("config.json"), spec.to_string()).unwrap();
         mkfifo(&dir.join("log"), Mode::S_IRWXU).unwrap();
         // containerd reads the log; a shim that opens it for writing waits for that.
-        let _reader = fs::File::options()
-            .read(true)
-            .write(true)
-            .open(dir.join("log"))
-            .unwrap();
+        let _reader = fs::File::options().read(true).write(true).open(dir.join("log")).unwrap();
         let elapsed = stopwatch::time(&mut start_command(bench, side, &id, &dir));
         end_server(&id, &dir);
         elapsed
@@ -119,24 +110,10 @@ fn run(bench: &Bench, bare: &Bare) -> [Row; 3] {
     };
     let added = less(&samples, &runc);
     [
+        row(format!("`ctr run --rm … true` (`runc run`: {:.1} ms)", median(&runc)), &samples, Target::Nothing),
+        row("what that adds to `runc run`".into(), &added, Target::Ratio(0.5)),
         row(
-            format!(
-                "`ctr run --rm … true` (`runc run`: {:.1} ms)",
-                median(&runc)
-            ),
-            &samples,
-            Target::Nothing,
-        ),
-        row(
-            "what that adds to `runc run`".into(),
-            &added,
-            Target::Ratio(0.5),
-        ),
-        row(
-            format!(
-                "the same without ctr and containerd ({:.1} ms)",
-                median(&client)
-            ),
+            format!("the same without ctr and containerd ({:.1} ms)", median(&client)),
             &less(&added, &client),
             Target::Nothing,
         ),
@@ -174,14 +151,7 @@ fn exec(bench: &Bench, bare: &Bare) -> Row {
         runc.push(bare.exec());
         samples.go.push(exec_once(bench, &containers.go));
     }
-    row(
-        format!(
-            "`ctr tasks exec … true` (`runc exec`: {:.1} ms)",
-            median(&runc)
-        ),
-        &samples,
-        Target::Ratio(0.8),
-    )
+    row(format!("`ctr tasks exec … true` (`runc exec`: {:.1} ms)", median(&runc)), &samples, Target::Ratio(0.8))
 }
 
 fn exec_once(bench: &Bench, container: &Container) -> f64 {
@@ -195,14 +165,9 @@ fn exec_once(bench: &Bench, container: &Container) -> f64 {
 /// Many containers at once, until the last one is gone.
 fn burst(bench: &Bench) -> Row {
     let samples = bench.turns(bench.few(), |side| {
-        let commands: Vec<_> = (0..BURST)
-            .map(|_| run_command(bench, side, &bench.lab.id("burst")))
-            .collect();
+        let commands: Vec<_> = (0..BURST).map(|_| run_command(bench, side, &bench.lab.id("burst"))).collect();
         let begin = Instant::now();
-        let running: Vec<_> = commands
-            .into_iter()
-            .map(|mut command| stopwatch::start(&mut command))
-            .collect();
+        let running: Vec<_> = commands.into_iter().map(|mut command| stopwatch::start(&mut command)).collect();
         for running in running {
             running.finish();
         }
@@ -210,11 +175,7 @@ fn burst(bench: &Bench) -> Row {
         thread::sleep(10 * REST);
         elapsed
     });
-    row(
-        format!("{BURST} × `ctr run --rm … true` at once"),
-        &samples,
-        Target::Ratio(0.8),
-    )
+    row(format!("{BURST} × `ctr run --rm … true` at once"), &samples, Target::Ratio(0.8))
 }
 
 /// runc without a shim: a bundle that is equal to what containerd makes, and a container of it that sleeps.
@@ -260,11 +221,7 @@ impl Bare {
     }
 
     fn run(&self) -> f64 {
-        let elapsed = stopwatch::time(
-            self.command(&["run", "--bundle"])
-                .arg(&self.bundle)
-                .arg("bare-run"),
-        );
+        let elapsed = stopwatch::time(self.command(&["run", "--bundle"]).arg(&self.bundle).arg("bare-run"));
         thread::sleep(REST);
         elapsed
     }
@@ -277,12 +234,7 @@ impl Bare {
 
     fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(&self.runc);
-        command
-            .env_clear()
-            .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
-            .arg("--root")
-            .arg(&self.root)
-            .args(arguments);
+        command.env_clear().env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin").arg("--root").arg(&self.root).args(arguments);
         command
     }
 }

@@ -9,13 +9,7 @@ const END: &str = "<!-- /measured -->";
 pub fn write(document: &Path, markdown: &str) {
     let name = document.display();
     let text = fs::read_to_string(document).unwrap_or_else(|error| panic!("{name}: {error}"));
-    let parts = text
-        .split_once(BEGIN)
-        .and_then(|(before, rest)| Some((before, rest.split_once(END)?.1)));
+    let parts = text.split_once(BEGIN).and_then(|(before, rest)| Some((before, rest.split_once(END)?.1)));
     let (before, after) = parts.unwrap_or_else(|| panic!("{name} has no {BEGIN} … {END}"));
-    fs::write(
-        document,
-        format!("{before}{BEGIN}\n{markdown}\n{END}{after}"),
-    )
-    .unwrap();
+    fs::write(document, format!("{before}{BEGIN}\n{markdown}\n{END}{after}")).unwrap();
 }

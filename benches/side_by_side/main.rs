@@ -52,9 +52,7 @@ fn main() -> ExitCode {
         return ExitCode::SUCCESS;
     }
     if env::var_os("BETA9_SHIM").is_none() {
-        eprintln!(
-            "side_by_side: BETA9_SHIM must name a release build; `make bench` makes one and does so"
-        );
+        eprintln!("side_by_side: BETA9_SHIM must name a release build; `make bench` makes one and does so");
         return ExitCode::FAILURE;
     }
     if let Some(code) = lab::keeper::keep() {
@@ -89,11 +87,7 @@ fn main() -> ExitCode {
     if let Some(document) = document {
         document::write(&document, &table.markdown());
     }
-    if leaks.is_empty() {
-        ExitCode::SUCCESS
-    } else {
-        ExitCode::FAILURE
-    }
+    if leaks.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
 /// Everything, in the order of the table.
@@ -111,18 +105,11 @@ fn measure(bench: &Bench) -> Table {
         eprintln!("measuring {what} …");
         measure(bench)
     });
-    Table {
-        rows: rows.collect(),
-        caption,
-    }
+    Table { rows: rows.collect(), caption }
 }
 
 fn rounds() -> usize {
     env::var("BENCH_ROUNDS").map_or(ROUNDS, |rounds| {
-        rounds
-            .parse()
-            .ok()
-            .filter(|rounds| *rounds > 0)
-            .expect("BENCH_ROUNDS is a number of rounds, at least 1")
+        rounds.parse().ok().filter(|rounds| *rounds > 0).expect("BENCH_ROUNDS is a number of rounds, at least 1")
     })
 }

@@ -43,13 +43,8 @@ pub fn rows(bench: &Bench) -> Vec<Row> {
         target: Target::Less,
     };
     let exits = bench.turns(bench.rounds, |side| exit(bench, &subscriber, side));
-    let kills = Path::new(MEMORY_V1)
-        .is_dir()
-        .then(|| bench.turns(bench.rounds, |side| oom(bench, &subscriber, side)));
-    vec![
-        row("SIGKILL of the init to TaskExit", Some(exits)),
-        row("the kernel's OOM notice to TaskOOM", kills),
-    ]
+    let kills = Path::new(MEMORY_V1).is_dir().then(|| bench.turns(bench.rounds, |side| oom(bench, &subscriber, side)));
+    vec![row("SIGKILL of the init to TaskExit", Some(exits)), row("the kernel's OOM notice to TaskOOM", kills)]
 }
 
 fn exit(bench: &Bench, subscriber: &Subscriber, side: &Side) -> f64 {
@@ -65,14 +60,8 @@ fn oom(bench: &Bench, subscriber: &Subscriber, side: &Side) -> f64 {
     let container = bench.lab.container(&bench.daemon, "bench");
     // It waits for a file, so that the notice is ordered before the memory runs out.
     let command = "until [ -e /tmp/go ]; do sleep 0.02; done; exec tail /dev/zero";
-    container.detach(
-        &side.case,
-        &[&format!("--memory-limit={MEMORY}")],
-        &["sh", "-c", command],
-    );
-    let cgroup = Path::new(MEMORY_V1)
-        .join(bench.daemon.namespace())
-        .join(container.id());
+    container.detach(&side.case, &[&format!("--memory-limit={MEMORY}")], &["sh", "-c", command]);
+    let cgroup = Path::new(MEMORY_V1).join(bench.daemon.namespace()).join(container.id());
     let notice = OomNotice::of(cgroup);
     thread::sleep(SETTLING);
     fs::write(format!("/proc/{}/root/tmp/go", container.pid()), "").unwrap();
@@ -145,16 +134,11 @@ impl Subscriber {
         let begin = Instant::now();
         loop {
             let label = format!("poke={}", begin.elapsed().as_nanos());
-            daemon
-                .ctr(&["namespaces", "label", daemon.namespace(), &label])
-                .success();
+            daemon.ctr(&["namespaces", "label", daemon.namespace(), &label]).success();
             if self.lines.recv_timeout(Duration::from_millis(200)).is_ok() {
                 return;
             }
-            assert!(
-                begin.elapsed() < PATIENCE,
-                "`ctr events` prints none of them"
-            );
+            assert!(begin.elapsed() < PATIENCE, "`ctr events` prints none of them");
         }
     }
 
@@ -165,10 +149,8 @@ impl Subscriber {
         let id = format!("\"{id}\"");
         loop {
             let left = PATIENCE.saturating_sub(begin.elapsed());
-            let (at, line) = self
-                .lines
-                .recv_timeout(left)
-                .unwrap_or_else(|_| panic!("no{topic}of {id} within {PATIENCE:?}"));
+            let (at, line) =
+                self.lines.recv_timeout(left).unwrap_or_else(|_| panic!("no{topic}of {id} within {PATIENCE:?}"));
             if line.contains(&topic) && line.contains(&id) {
                 return at;
             }

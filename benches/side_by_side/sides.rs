@@ -29,18 +29,12 @@ pub struct Both<T> {
 impl<T> Both<T> {
     /// The same done to each, ours first.
     pub fn map<U>(&self, mut change: impl FnMut(&T) -> U) -> Both<U> {
-        Both {
-            ours: change(&self.ours),
-            go: change(&self.go),
-        }
+        Both { ours: change(&self.ours), go: change(&self.go) }
     }
 
     /// Each with its counterpart.
     pub fn zip<'a, U>(&'a self, other: &'a Both<U>) -> Both<(&'a T, &'a U)> {
-        Both {
-            ours: (&self.ours, &other.ours),
-            go: (&self.go, &other.go),
-        }
+        Both { ours: (&self.ours, &other.ours), go: (&self.go, &other.go) }
     }
 }
 
@@ -79,37 +73,21 @@ impl<'a> Bench<'a> {
     /// A daemon of Debian 12's containerd that logs as a node's does, with nothing on it.
     pub fn new(lab: &'a Lab, rounds: usize) -> Self {
         let version = Version::V1_6;
-        assert!(
-            version.is_here(),
-            "containerd is not here: run tests/lab/fetch.sh first"
-        );
+        assert!(version.is_here(), "containerd is not here: run tests/lab/fetch.sh first");
         case::shim_answers().expect("our shim");
         let find = |ours: bool| {
             case::all()
                 .into_iter()
-                .find(|case| {
-                    case.ours == ours && case.is_runc() && case.daemon().version == version
-                })
+                .find(|case| case.ours == ours && case.is_runc() && case.daemon().version == version)
                 .expect("a case for each shim")
         };
         let sides = Both {
-            ours: Side {
-                case: find(true),
-                program: case::shim(),
-            },
-            go: Side {
-                case: find(false),
-                program: Suite::Bookworm.program("containerd-shim-runc-v2"),
-            },
+            ours: Side { case: find(true), program: case::shim() },
+            go: Side { case: find(false), program: Suite::Bookworm.program("containerd-shim-runc-v2") },
         };
         let daemon = lab.own_daemon(sides.ours.case.daemon());
         log_as_usual(&daemon);
-        Self {
-            lab,
-            daemon,
-            sides,
-            rounds,
-        }
+        Self { lab, daemon, sides, rounds }
     }
 
     /// Measures in turns: ours, Go's, ours, Go's, …

@@ -39,11 +39,7 @@ pub fn rows(bench: &Bench) -> Vec<Row> {
 /// The binaries' sizes.
 pub fn binary(bench: &Bench) -> Vec<Row> {
     let bytes = |side: &Side| fs::metadata(&side.program).unwrap().len();
-    let linked = if is_static(&bench.sides.ours.program) {
-        "statically"
-    } else {
-        "DYNAMICALLY"
-    };
+    let linked = if is_static(&bench.sides.ours.program) { "statically" } else { "DYNAMICALLY" };
     #[expect(clippy::cast_precision_loss, reason = "a file of less than 2⁵² bytes")]
     let values = bench.sides.map(|side| bytes(side) as f64 / 1e6);
     vec![Row {
@@ -65,17 +61,13 @@ fn idle(bench: &Bench) -> Vec<Row> {
         let shims = containers.iter().map(Container::shim);
         shims.collect::<Vec<_>>()
     });
-    let each =
-        |look: fn(&Process) -> f64| shims.map(|shims| shims.iter().map(look).collect::<Samples>());
+    let each = |look: fn(&Process) -> f64| shims.map(|shims| shims.iter().map(look).collect::<Samples>());
 
     let before = each(usage::switches);
     thread::sleep(IDLE);
     let after = each(usage::switches);
     let wakeups = before.zip(&after).map(|(before, after)| {
-        let counts = before
-            .iter()
-            .zip(*after)
-            .map(|(before, after)| after - before);
+        let counts = before.iter().zip(*after).map(|(before, after)| after - before);
         counts.collect::<Samples>()
     });
 
@@ -89,24 +81,9 @@ fn idle(bench: &Bench) -> Vec<Row> {
     let mib = Unit::Mib;
     vec![
         row("idle RSS, one container", mib, each(usage::resident), fifth),
-        row(
-            "idle PSS, one container",
-            mib,
-            each(usage::proportional),
-            fifth,
-        ),
-        row(
-            "idle threads",
-            Unit::Number,
-            each(usage::threads),
-            Target::AtMost(1.0),
-        ),
-        row(
-            "idle wakeups in 5 s",
-            Unit::Number,
-            wakeups,
-            Target::AtMost(0.0),
-        ),
+        row("idle PSS, one container", mib, each(usage::proportional), fifth),
+        row("idle threads", Unit::Number, each(usage::threads), Target::AtMost(1.0)),
+        row("idle wakeups in 5 s", Unit::Number, wakeups, Target::AtMost(0.0)),
     ]
 }
 
@@ -120,11 +97,7 @@ fn pod(bench: &Bench) -> Row {
                 let cgroup = format!("/{}/{}", bench.daemon.namespace(), member.id());
                 let mut spec = bundle::spec(&rootfs, &cgroup, &["sleep", "1000"]);
                 spec["annotations"]["io.containerd.runc.v2.group"] = pod.as_str().into();
-                member.detach_spec(
-                    &side.case,
-                    &spec,
-                    &bench.home().join(format!("{}.json", member.id())),
-                );
+                member.detach_spec(&side.case, &spec, &bench.home().join(format!("{}.json", member.id())));
                 member
             })
             .collect();

@@ -27,15 +27,9 @@ pub struct Running {
 /// Starts the program and the clock.
 pub fn start(command: &mut Command) -> Running {
     let line = format!("{command:?}");
-    command
-        .process_group(0)
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(Stdio::piped());
+    command.process_group(0).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
     let begin = Instant::now();
-    let child = command
-        .spawn()
-        .unwrap_or_else(|error| panic!("could not start {line}: {error}"));
+    let child = command.spawn().unwrap_or_else(|error| panic!("could not start {line}: {error}"));
     Running { child, begin, line }
 }
 

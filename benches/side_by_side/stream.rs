@@ -22,8 +22,7 @@ pub fn rows(bench: &Bench) -> Vec<Row> {
         let dd = ["dd", "if=/dev/zero", "bs=1M", &count];
         let shim = container.shim();
         let before = usage::cpu(&shim);
-        let elapsed =
-            stopwatch::time(&mut bench.daemon.ctr_command(&[&line[..], &dd[..]].concat()));
+        let elapsed = stopwatch::time(&mut bench.daemon.ctr_command(&[&line[..], &dd[..]].concat()));
         (elapsed / 1000.0, usage::cpu(&shim) - before)
     };
     for _ in 0..bench.few() {
@@ -39,8 +38,5 @@ pub fn rows(bench: &Bench) -> Vec<Row> {
         values: Some(samples.map(|samples| median(samples))),
         target: Target::Ratio(most),
     };
-    vec![
-        row(format!("{LENGTH} MiB of stdout"), &wall, 0.5),
-        row("the shim's CPU time for it".into(), &cpu, 0.1),
-    ]
+    vec![row(format!("{LENGTH} MiB of stdout"), &wall, 0.5), row("the shim's CPU time for it".into(), &cpu, 0.1)]
 }

@@ -84,9 +84,7 @@ impl Row {
             Some(false) => "no".to_owned(),
             None => nothing(),
         };
-        let ratio = self
-            .ratio()
-            .map_or_else(nothing, |ratio| format!("{ratio:.2}"));
+        let ratio = self.ratio().map_or_else(nothing, |ratio| format!("{ratio:.2}"));
         [self.what.clone(), ours, go, ratio, target, met]
     }
 }
@@ -121,11 +119,7 @@ impl Table {
 
     /// For a document.
     pub fn markdown(&self) -> String {
-        let mut lines: Vec<String> = self
-            .lines()
-            .iter()
-            .map(|line| format!("| {} |", line.join(" | ")))
-            .collect();
+        let mut lines: Vec<String> = self.lines().iter().map(|line| format!("| {} |", line.join(" | "))).collect();
         lines.insert(1, "|---|--:|--:|--:|--:|---|".to_owned());
         format!("{}\n\n{}", lines.join("\n"), self.caption)
     }
