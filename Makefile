@@ -8,7 +8,7 @@ FUZZ_SECONDS ?= 10
 FUZZ_TARGETS ?= $(basename $(notdir $(wildcard fuzz/targets/*.rs)))
 export BETA9_SHIM ?= $(CURDIR)/target/$(HOST)/release/containerd-shim-beta9-v2
 
-.PHONY: all demo test lint clean
+.PHONY: all demo test bench lint clean
 
 all:
 	$(CARGO) build --quiet --release
