@@ -50,6 +50,8 @@ pub fn serve(flags: &Flags) -> Result<(), ServeError> {
     let listener = listener()?;
     super::log::to_fifo(Path::new("log"), flags.debug, format!("shim={id} namespace={namespace}"));
     super::log::panics();
+    // The first container's bundle goes before the last container of the pod does.
+    std::env::set_current_dir("/").map_err(set_up("leave the bundle"))?;
     nix::sys::prctl::set_child_subreaper(true).map_err(io::Error::from).map_err(set_up("become a subreaper"))?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let served = runtime.map_err(set_up("start the event loop"))?.block_on(run(

@@ -70,7 +70,11 @@ fn spawn_server(flags: &Flags, bundle: &Path, listener: UnixListener) -> Result<
         command.arg("-debug");
     }
     // containerd waits for the end of our output, and signals to its group are not for us.
-    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).process_group(0).current_dir(bundle);
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).process_group(0);
+    // containerd starts us in the bundle. A directory of its own would cost the server's process a fork.
+    if std::env::current_dir().ok().as_deref() != Some(bundle) {
+        command.current_dir(bundle);
+    }
     keep_stray_descriptors();
     adjust_oom_score();
     share_core_cookie();
