@@ -52,7 +52,11 @@ pub fn serve(flags: &Flags) -> Result<(), ServeError> {
     super::log::panics();
     nix::sys::prctl::set_child_subreaper(true).map_err(io::Error::from).map_err(set_up("become a subreaper"))?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    let served = runtime.map_err(set_up("start the event loop"))?.block_on(run(listener, namespace.as_str()));
+    let served = runtime.map_err(set_up("start the event loop"))?.block_on(run(
+        listener,
+        namespace.as_str(),
+        events_address(flags),
+    ));
     served.map_err(set_up("serve"))
 }
 
@@ -75,12 +79,19 @@ fn listener() -> Result<UnixListener, ServeError> {
     Ok(listener)
 }
 
-async fn run(listener: UnixListener, namespace: &str) -> io::Result<()> {
+/// containerd's socket for events: as it says, or where it is by default, beside the other one.
+fn events_address(flags: &Flags) -> PathBuf {
+    match std::env::var("TTRPC_ADDRESS") {
+        Ok(address) if !address.is_empty() => address.trim_start_matches("unix://").into(),
+        _ => format!("{}.ttrpc", flags.address.display()).into(),
+    }
+}
+
+async fn run(listener: UnixListener, namespace: &str, containerd: PathBuf) -> io::Result<()> {
     let address = listener.local_addr()?;
     let address = address.as_pathname().and_then(|path| Address::parse(&format!("unix://{}", path.display())));
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
-    let containerd = PathBuf::from(std::env::var_os("TTRPC_ADDRESS").unwrap_or_default());
     let events = Events::start(containerd, namespace);
     let shim = Shim { namespace: namespace.to_owned(), events: events.clone(), reaper: Reaper::start()? };
     let (pod, done) = Pod::start(shim);

@@ -521,7 +521,7 @@ impl Container {
 
     fn add_exec(&mut self, id: Id, spec: Vec<u8>, names: StreamNames) -> Result<(), TaskError> {
         if self.execs.contains_key(&id) || id == self.id {
-            return Err(TaskError::AlreadyExists(format!("exec {id} exists already in container {}", self.id)));
+            return Err(TaskError::AlreadyExists(format!("exec {id} already exists in container {}", self.id)));
         }
         self.events.publish(event::TaskExecAdded {
             container_id: self.id.to_string(),

@@ -146,7 +146,7 @@ impl State {
 
     fn create(&mut self, request: create::Request) {
         if self.containers.contains_key(&request.id) {
-            let taken = format!("container {} exists already in this shim", request.id);
+            let taken = format!("container {} already exists in this shim", request.id);
             let _ = request.reply.send(Err(TaskError::AlreadyExists(taken)));
             return;
         }
