@@ -151,7 +151,8 @@ pub struct Options {
 }
 
 impl Options {
-    fn parse(options: &[String]) -> Self {
+    /// Takes them apart; what is not the kernel's is the file system's own.
+    pub fn parse(options: &[String]) -> Self {
         let mut parsed = Self { flags: MsFlags::empty(), propagation: MsFlags::empty(), data: Vec::new() };
         for option in options {
             let (clear, flag) = match option.as_str() {

@@ -154,25 +154,27 @@ fn the_schemas_defaults_are_the_codes() {
 }
 
 #[test]
-fn the_example_has_no_key_that_the_schema_does_not_name() {
-    fn check(root: &Value, schema: &Value, value: &Value, path: &str) {
-        let schema = resolved(root, schema);
-        for (key, value) in value.as_object().into_iter().flatten() {
-            let path = format!("{path}.{key}");
+fn the_example_has_no_key_or_word_that_the_schema_does_not_name() {
+    fn check(root: &Value, schema: &Value, table: &Section<'_>) {
+        for (key, item) in table.items() {
             let named = match &schema["properties"][key] {
                 Value::Null => &schema["additionalProperties"],
                 named => named,
             };
+            let path = item.path();
             assert!(named.is_object(), "{path} is not in the schema");
-            check(root, named, value, &path);
-        }
-        if let Some(words) = schema["enum"].as_array() {
-            assert!(words.contains(value), "{path}: {value}");
+            let named = resolved(root, named);
+            if let Some(words) = named["enum"].as_array() {
+                let word = item.text().unwrap().unwrap_or_default();
+                assert!(words.contains(&word.into()), "{path}: {word}");
+            }
+            if let Ok(table) = item.section() {
+                check(root, named, &table);
+            }
         }
     }
-    let example = include_str!("../../config/beta9.example.yaml");
-    let example: Value = serde_saphyr::from_str(example).unwrap();
-    let root = schema();
-    assert!(example["worker"]["pools"].is_object());
-    check(&root, &root, &example, "");
+    let example = Document::yaml("example", include_str!("../../config/beta9.example.yaml")).unwrap();
+    let (root, example) = (schema(), example.root().unwrap());
+    assert!(example.section("worker").unwrap().get("pools").is_some());
+    check(&root, &root, &example);
 }

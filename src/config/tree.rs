@@ -169,7 +169,7 @@ impl<'a> Section<'a> {
     }
 
     fn item(&self, entry: &'a Entry) -> Item<'a> {
-        Item { origin: self.origin, path: self.join(&entry.key), node: &entry.node }
+        Item { origin: self.origin, path: self.join(quote(&entry.key).bare()), node: &entry.node }
     }
 
     fn join(&self, key: impl fmt::Display) -> String {
