@@ -1,12 +1,14 @@
 //! The container's root file system: the mounts that containerd asks for, made and unmade.
 
 use std::ffi::OsStr;
-use std::fs;
+use std::fs::{self, File};
 use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use containerd_shim_protos::types::mount::Mount;
 use nix::errno::Errno;
+use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use thiserror::Error;
 
@@ -36,8 +38,8 @@ pub enum MountError {
         /// The options' length, shortened as far as possible.
         length: usize,
     },
-    /// A mount's target leaves the root file system.
-    #[error("mount target {0:?} is not inside the root file system")]
+    /// A mount's target is not there, or not in the root file system.
+    #[error("mount target {0:?} does not exist inside the root file system")]
     Target(String),
     /// The mount point cannot be made.
     #[error("cannot create {}: {error}", path.display())]
@@ -96,11 +98,7 @@ pub fn mount_point(line: &str) -> Option<PathBuf> {
 }
 
 fn mount_one(request: &Mount, rootfs: &Path) -> Result<(), MountError> {
-    let relative = Path::new(request.target.trim_start_matches('/'));
-    if relative.components().any(|part| !matches!(part, std::path::Component::Normal(_))) {
-        return Err(MountError::Target(request.target.clone()));
-    }
-    let target = rootfs.join(relative);
+    let (target, _held) = inside(rootfs, &request.target)?;
     let options = Options::parse(&request.options);
     let failed = |error: Errno| MountError::Mount {
         kind: request.type_.clone(),
@@ -131,6 +129,20 @@ fn mount_one(request: &Mount, rootfs: &Path) -> Result<(), MountError> {
         mount(None::<&str>, &target, None::<&str>, options.propagation, None::<&str>).map_err(failed)?;
     }
     Ok(())
+}
+
+/// The mount point for a target, which is the root itself or, seldom, a path in it; what is there already belongs to the
+/// image, and a link in it must not lead out. The descriptor, if any, must live as long as the path is used.
+fn inside(rootfs: &Path, target: &str) -> Result<(PathBuf, Option<OwnedFd>), MountError> {
+    let relative = target.trim_start_matches('/');
+    if relative.is_empty() {
+        return Ok((rootfs.to_owned(), None));
+    }
+    let outside = |_| MountError::Target(target.to_owned());
+    let root = File::open(rootfs).map_err(|error| MountError::Directory { path: rootfs.to_owned(), error })?;
+    let how = OpenHow::new().flags(OFlag::O_PATH | OFlag::O_CLOEXEC).resolve(ResolveFlag::RESOLVE_IN_ROOT);
+    let point = openat2(&root, relative, how).map_err(outside)?;
+    Ok((format!("/proc/self/fd/{}", point.as_raw_fd()).into(), Some(point)))
 }
 
 /// Runs `call` with another working directory. The shim has one thread, so nobody else sees it.

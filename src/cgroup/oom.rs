@@ -26,7 +26,9 @@ use crate::fd;
 /// notification or by [`OomWatch::check`].
 const SETTLING: &[Duration] = &[
     Duration::from_millis(1),
-    Duration::from_millis(5),
+    Duration::from_millis(1),
+    Duration::from_millis(2),
+    Duration::from_millis(4),
     Duration::from_millis(20),
     Duration::from_millis(100),
     Duration::from_millis(400),

@@ -83,10 +83,10 @@ pub enum CommandError {
         error: io::Error,
     },
     /// It took too long and was killed.
-    #[error("{line} did not finish within {deadline:?} and was killed")]
+    #[error("{command} did not finish within {deadline:?} and was killed")]
     Deadline {
-        /// Program and subcommand.
-        line: String,
+        /// The program; the log has its whole command line.
+        command: String,
         /// How long it had.
         deadline: Duration,
     },
@@ -125,7 +125,8 @@ impl Command {
             Ok(Err(_)) | Err(_) => {
                 running.kill();
                 let _ = tokio::time::timeout(LAST_BREATH, running.exit).await;
-                Err(CommandError::Deadline { line: self.line(), deadline: self.deadline })
+                log::error!(command = self.line().as_str(); "killed after its deadline");
+                Err(CommandError::Deadline { command: self.program.clone(), deadline: self.deadline })
             }
         }
     }

@@ -42,7 +42,12 @@ pub enum RuntimeError {
 impl RuntimeError {
     /// The meaning of a failed command's words. runc 1.1 to 1.3, crun 1.8 and runsc 20221219 to 20240729 were read for
     /// this; an unknown text is [`RuntimeError::Failed`].
-    fn from_words(words: String) -> Self {
+    ///
+    /// Only where the words are the runtime's own: a create, start or exec may quote the tenant's.
+    fn from_words(command: &str, words: String) -> Self {
+        if ["create", "start", "exec"].contains(&command) {
+            return Self::Failed(words);
+        }
         let any = |texts: &[&str]| texts.iter().any(|text| words.contains(text));
         if any(&["does not exist", "container not found", "no such container"]) {
             Self::NotFound(words)
@@ -67,7 +72,7 @@ impl RuntimeError {
             .unwrap_or_else(|| format!("exit status {}, and not a word of why", output.exit.code));
         let name = Path::new(program).file_name().map_or(program.into(), |name| name.to_string_lossy());
         let said: String = said.chars().take(LONGEST_REASON).collect();
-        Self::from_words(format!("{name} {command}: {said}"))
+        Self::from_words(command, format!("{name} {command}: {said}"))
     }
 }
 
@@ -135,7 +140,7 @@ mod tests {
     #[test]
     fn the_runtimes_words_mean_the_same_for_all_of_them() {
         use RuntimeError::{Failed, NotFound, NotRunning};
-        let meaning = |words: &str| RuntimeError::from_words(words.to_owned());
+        let meaning = |words: &str| RuntimeError::from_words("kill", words.to_owned());
         for words in ["container does not exist", "loading container: file does not exist"] {
             assert!(matches!(meaning(words), NotFound(_)), "{words}");
         }
@@ -154,7 +159,7 @@ mod tests {
             let expected = Some(message.trim()).filter(|message| !message.is_empty());
             let reason = last_error_in(record.as_bytes());
             prop_assert_eq!(reason.as_deref(), expected);
-            let _ = RuntimeError::from_words(error);
+            let _ = RuntimeError::from_words("kill", error);
         }
     }
 }

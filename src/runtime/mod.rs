@@ -34,6 +34,8 @@ const LOG: &str = "log.json";
 /// What gVisor's kernel tells a container's user, in the bundle.
 const USER_LOG: &str = "user.log";
 
+const CONSOLE: &str = "--console-socket";
+
 /// Making or starting a container or exec: hooks run in it, and a node may be under load.
 const LONG: Duration = Duration::from_secs(120);
 /// Everything else is a question or a signal.
@@ -304,7 +306,7 @@ impl Runtime {
                 }
                 () = &mut deadline => {
                     running.kill();
-                    break Err(CommandError::Deadline { line: format!("{} exec", self.program), deadline: LONG }.into());
+                    break Err(CommandError::Deadline { command: format!("{} exec", self.program), deadline: LONG }.into());
                 }
             }
         };
@@ -376,7 +378,7 @@ impl Runtime {
 
     fn console(&self, args: &mut Vec<String>, console: Option<&Path>) {
         if let Some(console) = console {
-            args.extend(["--console-socket".into(), path(console)]);
+            args.extend([CONSOLE.into(), path(console)]);
         }
     }
 
@@ -401,15 +403,11 @@ impl Runtime {
     }
 
     fn command(&self, args: Vec<String>, streams: Streams, deadline: Duration) -> Command {
+        // A console socket is named relative to the bundle: a socket's path has 107 bytes at most. Everything else is
+        // absolute, and a directory of its own would cost the process a fork.
+        let directory = args.iter().any(|arg| arg == CONSOLE).then(|| self.bundle.path().to_owned());
         let args = self.base.iter().cloned().chain(args).collect();
-        // Console sockets are given relative to the bundle: a socket's path has 107 bytes at most.
-        Command {
-            program: self.program.clone(),
-            args,
-            directory: Some(self.bundle.path().to_owned()),
-            streams,
-            deadline,
-        }
+        Command { program: self.program.clone(), args, directory, streams, deadline }
     }
 }
 

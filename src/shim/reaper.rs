@@ -20,6 +20,10 @@ use nix::unistd::Pid;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::oneshot;
 
+/// How many exits of unknown processes are kept at once: a container in the host's pid namespace may leave us orphans
+/// without end while a command runs.
+const MOST_EARLY: usize = 65_536;
+
 /// How and when a process ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Exit {
@@ -117,7 +121,7 @@ impl Reaper {
             let mut state = self.state();
             match state.claims.remove(&pid) {
                 Some(claim) => drop(claim.send(exit)),
-                None if state.expectations > 0 => drop(state.early.insert(pid, exit)),
+                None if state.expectations > 0 && state.early.len() < MOST_EARLY => drop(state.early.insert(pid, exit)),
                 None => {}
             }
         }

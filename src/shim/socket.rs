@@ -46,7 +46,9 @@ impl Address {
     /// The address for a group (a pod, or a container by itself) of one containerd: the same inputs, the same
     /// address, so that a later container of the pod finds the pod's shim.
     pub fn of_group(containerd: &Path, namespace: &str, group: &str) -> Self {
-        let digest = Sha256::digest(containerd.join(namespace).join(group).as_os_str().as_encoded_bytes());
+        // Put together as text: a group is a pod author's, and joined as a path it could begin anew.
+        let text = format!("{}/{namespace}/{group}", containerd.display());
+        let digest = Sha256::digest(text.as_bytes());
         let mut name = String::with_capacity(64);
         for byte in digest {
             name.push_str(&format!("{byte:02x}"));

@@ -73,11 +73,15 @@ fn receive_descriptor(socket: i32) -> io::Result<OwnedFd> {
     let mut space = cmsg_space!([i32; 1]);
     let message = recvmsg::<()>(socket, &mut parts, Some(&mut space), MsgFlags::MSG_CMSG_CLOEXEC)?;
     for part in message.cmsgs()? {
-        if let ControlMessageOwned::ScmRights(descriptors) = part
-            && let Some(descriptor) = descriptors.first()
-        {
-            // SAFETY: the kernel has just made this descriptor for us; nobody else owns it. There is room for one only.
-            return Ok(unsafe { OwnedFd::from_raw_fd(*descriptor) });
+        if let ControlMessageOwned::ScmRights(descriptors) = part {
+            // SAFETY: the kernel has just made these descriptors for us; nobody else owns them.
+            let mut descriptors = descriptors.into_iter().map(|fd| unsafe { OwnedFd::from_raw_fd(fd) });
+            // More than one was not asked for; whatever there is must be closed.
+            let terminal = descriptors.next();
+            descriptors.for_each(drop);
+            if let Some(terminal) = terminal {
+                return Ok(terminal);
+            }
         }
     }
     Err(io::Error::other("the runtime closed the console socket without sending a terminal"))
