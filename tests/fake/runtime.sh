@@ -4,6 +4,7 @@
 # Its place is its only configuration, because a shim may clear the environment. The lines of `behaviour`:
 #
 #   drop PATTERN            remove global flags that match, for a real one that does not know them
+#   clear-devices           remove linux.devices from the config.json of a create, for a real one that cannot make them
 #   SUBCOMMAND hang         never answer
 #   SUBCOMMAND slow SECONDS answer late
 #   SUBCOMMAND garbage      print what is no JSON and succeed
@@ -59,6 +60,10 @@ if [ -f "$here/behaviour" ]; then
                 esac
                 count=$((count - 1))
             done
+            ;;
+        clear-devices)
+            # The only list of objects with a path that has this name; resources.devices have none.
+            [ -z "$bundle" ] || sed -i 's/"devices":\[{[^]]*"path"[^]]*\]/"devices":[]/' "$bundle/config.json"
             ;;
         "$subcommand" | any) behaviour=$what ;;
         esac

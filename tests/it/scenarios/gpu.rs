@@ -50,7 +50,7 @@ fn spec(lab: &Lab, daemon: &Daemon, container: &Container, devices: &Value) -> V
 /// A daemon on a node with a driver, and with a recording runtime that runs containers without nvproxy.
 fn with_driver(lab: &Lab, case: &RuntimeCase) -> (Arc<Daemon>, Fake) {
     let fake = Fake::install(&lab.dir("fake"), &case.runtime_program());
-    fake.behave(&format!("drop {FLAG}"));
+    fake.behave(&format!("drop {FLAG}\nclear-devices"));
     let mut options = case.daemon().clone();
     options.programs.insert(case.runtime_name(), fake.program());
     let containerd = fake::containerd_with_driver(&lab.dir("driver"), &options.version.containerd());

@@ -17,7 +17,7 @@ use crate::{
     lab::{
         Lab, bundle,
         daemon::Daemon,
-        shim::{SERVICES, Shim},
+        shim::{Refused, SERVICES, Shim},
     },
 };
 
@@ -54,8 +54,8 @@ fn shim(lab: &Lab, case: &RuntimeCase, command: &[&str]) -> Shim {
     Shim::start(&daemon, &id, &lab.dir("bundles"), spec.to_string().as_bytes()).unwrap()
 }
 
-fn create(shim: &Shim) -> Result<CreateTaskResponse, i32> {
-    shim.call("Create", &shim.create_request()).map_err(|refused| refused.code)
+fn create(shim: &Shim) -> Result<CreateTaskResponse, Refused> {
+    shim.call("Create", &shim.create_request())
 }
 
 /// Ends the container of this shim, from kill to delete, and then the shim.
@@ -90,7 +90,7 @@ fn states(lab: &Lab, case: &RuntimeCase) {
     let state = StateRequest { id: id.clone(), ..StateRequest::default() };
     assert_eq!(shim.call::<StateResponse>("State", &state).unwrap_err().code, NOT_FOUND);
     create(&shim).unwrap();
-    assert_eq!(create(&shim).unwrap_err(), ALREADY_EXISTS);
+    assert_eq!(create(&shim).unwrap_err().code, ALREADY_EXISTS);
     shim.call::<StartResponse>("Start", &StartRequest { id: id.clone(), ..StartRequest::default() }).unwrap();
     let unknown = StateRequest { exec_id: "unknown".into(), ..state };
     assert_eq!(shim.call::<StateResponse>("State", &unknown).unwrap_err().code, NOT_FOUND);
