@@ -9,7 +9,8 @@ if [ -z "$BETA9_LAB_DEV" ]; then
 fi
 unset BETA9_LAB_DEV
 set -e
-mount -t tmpfs -o mode=755 dev "$here/dev"
+# Without -n there would be notes in /run/mount.
+mount -n -t tmpfs -o mode=755 dev "$here/dev"
 for entry in /dev/*; do
     if [ -h "$entry" ] || [ -c "$entry" ]; then
         cp -a "$entry" "$here/dev/"
@@ -17,8 +18,8 @@ for entry in /dev/*; do
 done
 for directory in pts shm; do
     mkdir "$here/dev/$directory"
-    mount --rbind "/dev/$directory" "$here/dev/$directory"
+    mount -n --rbind "/dev/$directory" "$here/dev/$directory"
 done
 : >"$here/dev/nvidiactl"
-mount --move "$here/dev" /dev
+mount -n --move "$here/dev" /dev
 exec "$here/real" "$@"
