@@ -9,6 +9,7 @@ use containerd_shim_protos::{
     },
     protobuf::{MessageField, well_known_types::any::Any},
 };
+use nix::sys::signal::{SigSet, SigmaskHow};
 use serde_json::json;
 
 use super::Scenario;
@@ -24,6 +25,7 @@ use crate::{
 pub const SCENARIOS: &[Scenario] = &[
     ("the task service answers under both its versions, no other service does, and no container is needed", services),
     ("what is unknown is not found, what exists is not made twice, what has ended starts nothing", states),
+    ("a shim that is started with signals blocked works all the same", blocked_signals),
     ("options of an unknown type are an error that names the type, and leave nothing", options),
     ("an id that is no name is refused wherever it comes, and leaves nothing", ids),
     ("a config.json that is not JSON fails the start, and leaves no shim", no_json),
@@ -106,6 +108,17 @@ fn states(lab: &Lab, case: &RuntimeCase) {
     let start = StartRequest { id, exec_id: "late".into(), ..StartRequest::default() };
     let late = shim.call::<StartResponse>("Start", &start).unwrap_err();
     assert_eq!(late.code, FAILED_PRECONDITION, "{late:?}");
+    end(&shim);
+}
+
+fn blocked_signals(lab: &Lab, case: &RuntimeCase) {
+    // Before the shim is started: what this thread has blocked is blocked in the programs that it starts.
+    daemon(lab, case);
+    let mask = SigSet::all();
+    let before = mask.thread_swap_mask(SigmaskHow::SIG_BLOCK).unwrap();
+    let shim = shim(lab, case, &["sleep", "1000"]);
+    before.thread_set_mask().unwrap();
+    create(&shim).unwrap();
     end(&shim);
 }
 
