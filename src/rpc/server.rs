@@ -68,7 +68,7 @@ async fn answer(frame: GenMessage, services: &Services) -> Option<Response> {
     if frame.header.type_ != MESSAGE_TYPE_REQUEST {
         return None;
     }
-    if frame.header.stream_id % 2 == 0 {
+    if frame.header.stream_id.is_multiple_of(2) {
         return Some(status(Code::INVALID_ARGUMENT, "a request's stream id must be odd"));
     }
     let request = match Request::decode(&frame.payload) {
