@@ -32,6 +32,9 @@ For people:
 
 /// Runs the program with its own arguments.
 pub fn main() -> ExitCode {
+    // A mask is inherited: with SIGCHLD blocked the end of no process would be noticed, and runtimes and containers would
+    // have it as well. It fails for no mask that exists.
+    let _ = nix::sys::signal::SigSet::empty().thread_set_mask();
     let args: Vec<OsString> = std::env::args_os().skip(1).collect();
     match args.first().and_then(|arg| arg.to_str()) {
         Some("explain") => {

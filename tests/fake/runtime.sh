@@ -1,9 +1,10 @@
 #!/bin/sh
 # A runtime for tests. It writes its arguments to a file of its own in calls/ (each ended by a NUL; the names sort by time),
-# then does what the file `behaviour` beside it says, and what is not forbidden there is done by the program that `real` links to.
+# and beside that, for create, the config.json that it found, named likewise with `.json`; then does what the file `behaviour` beside it says, and what is not forbidden there is done by the program that `real` links to.
 # Its place is its only configuration, because a shim may clear the environment. The lines of `behaviour`:
 #
 #   drop PATTERN            remove global flags that match, for a real one that does not know them
+#   clear-devices           remove linux.devices from the config.json of a create, for a real one that cannot make them
 #   SUBCOMMAND hang         never answer
 #   SUBCOMMAND slow SECONDS answer late
 #   SUBCOMMAND garbage      print what is no JSON and succeed
@@ -19,7 +20,7 @@ call="$here/calls/$(date +%s%N).$$"
 printf '%s\0' "$@" >"$call.part"
 mv "$call.part" "${call%.*}-$$"
 
-subcommand= log= previous=
+subcommand= log= bundle= previous=
 for argument in "$@"; do
     case "$previous" in
     --log | -log) log=$argument ;;
@@ -33,6 +34,14 @@ for argument in "$@"; do
         ;;
     esac
 done
+
+if [ "$subcommand" = create ]; then
+    for argument in "$@"; do
+        [ "$previous" != --bundle ] || bundle=$argument
+        previous=$argument
+    done
+    [ -z "$bundle" ] || cp "$bundle/config.json" "${call%.*}-$$.json"
+fi
 
 # The words after the subcommand's own, or after `any`'s, of the line that applies.
 behaviour=
@@ -51,6 +60,10 @@ if [ -f "$here/behaviour" ]; then
                 esac
                 count=$((count - 1))
             done
+            ;;
+        clear-devices)
+            # The only list of objects with a path that has this name; resources.devices have none.
+            [ -z "$bundle" ] || sed -i 's/"devices":\[{[^]]*"path"[^]]*\]/"devices":[]/' "$bundle/config.json"
             ;;
         "$subcommand" | any) behaviour=$what ;;
         esac

@@ -63,6 +63,11 @@ impl RuntimeCase {
         self.runtime == Runtime::Runc
     }
 
+    /// Whether pods get a gVisor that knows nvproxy: Debian's older runsc, which is here with ptrace, does not.
+    pub fn knows_nvproxy(&self) -> bool {
+        self.ours && self.runtime == Runtime::Runsc && self.options.programs["runsc"] == Suite::Trixie.program("runsc")
+    }
+
     /// The node configuration that our shim gets.
     pub fn config(&self) -> String {
         // Without CNI a sandbox has no network device to take over.

@@ -59,11 +59,16 @@ impl Container {
 
     /// Starts it in the background with a complete OCI spec instead of the image's.
     pub fn detach_spec(&self, case: &RuntimeCase, spec: &Value, file: &Path) {
+        self.try_spec(case, spec, file).success();
+    }
+
+    /// As `detach_spec`, where it may fail.
+    pub fn try_spec(&self, case: &RuntimeCase, spec: &Value, file: &Path) -> Output {
         fs::write(file, spec.to_string()).unwrap();
         let mut line = vec!["run", "--detach", "--null-io", "--config", file.to_str().unwrap()];
         line.extend(case.flags());
         line.push(&self.id);
-        self.daemon.ctr(&line).success();
+        self.daemon.ctr(&line)
     }
 
     /// Runs another process in it.

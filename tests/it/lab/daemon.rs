@@ -66,6 +66,11 @@ impl Version {
         self.suite().find("runc").unwrap_or_else(|| Suite::Bookworm.program("runc"))
     }
 
+    /// The daemon itself.
+    pub fn containerd(self) -> PathBuf {
+        self.suite().program("containerd")
+    }
+
     fn suite(self) -> Suite {
         match self {
             Self::V1_6 => Suite::Bookworm,
@@ -216,6 +221,22 @@ impl Daemon {
         let log = String::from_utf8_lossy(&fs::read(self.log()).unwrap_or_default()).into_owned();
         let topic = format!("topic={topic} ");
         log.lines().filter(|line| line.contains("event forwarded") && line.contains(&topic)).count()
+    }
+
+    /// Waits for a line with all of these words in its log, where the lines of its shims are as well.
+    pub fn until_log_says(&self, words: &[&str]) {
+        eventually(&format!("{words:?} in the log"), || {
+            let log = String::from_utf8_lossy(&fs::read(self.log()).unwrap_or_default()).into_owned();
+            log.lines().any(|line| words.iter().all(|word| line.contains(word))).then_some(())
+        });
+    }
+
+    /// The shim, called as the daemon calls it for this id; the action is still to be added.
+    pub fn shim_command(&self, id: &str) -> Command {
+        let mut command = self.command("containerd-shim-beta9-v2");
+        command.env("TTRPC_ADDRESS", self.dir.join("ttrpc"));
+        command.args(["-namespace", &self.namespace, "-id", id, "-address"]).arg(self.socket());
+        command
     }
 
     /// The last lines of its log, under a heading.

@@ -7,6 +7,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use serde_json::Value;
+
 use super::checkout;
 
 /// A fake that is installed in a directory of its own.
@@ -46,4 +48,23 @@ impl Fake {
         };
         files.iter().map(arguments).collect()
     }
+
+    /// The config.json that each create so far found, in the order of the calls.
+    pub fn specs(&self) -> Vec<Value> {
+        let mut files: Vec<_> =
+            fs::read_dir(self.dir.join("calls")).unwrap().map(|entry| entry.unwrap().path()).collect();
+        files.retain(|file| file.extension().is_some_and(|extension| extension == "json"));
+        files.sort();
+        files.iter().map(|file| serde_json::from_slice(&fs::read(file).unwrap()).unwrap()).collect()
+    }
+}
+
+/// Installs a containerd, in an empty directory, whose node has NVIDIA's driver as far as a shim looks: it and its shims see
+/// a /dev of their own with `/dev/nvidiactl`. The program itself is `tests/fake/driver.sh`.
+pub fn containerd_with_driver(dir: &Path, real: &Path) -> PathBuf {
+    let program = dir.join("containerd");
+    fs::copy(checkout().join("tests/fake/driver.sh"), &program).unwrap();
+    fs::create_dir(dir.join("dev")).unwrap();
+    symlink(real, dir.join("real")).unwrap();
+    program
 }

@@ -15,6 +15,7 @@ pub mod leaks;
 pub mod packages;
 pub mod process;
 pub mod pty;
+pub mod shim;
 
 use std::{
     collections::BTreeMap,

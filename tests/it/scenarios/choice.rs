@@ -18,6 +18,8 @@ pub const SCENARIOS: &[Scenario] = &[
     ("a configuration that cannot be read as one is an error with file and line, and leaves nothing", malformed),
     ("a configuration that others may write is an error, and leaves nothing", writable),
     ("a pool that the configuration lacks is an error that names it, and leaves nothing", unknown_pool),
+    ("an annotation with an unknown value is an error that names what is allowed, and leaves nothing", unknown_value),
+    ("a runsc that is missing is an error that says what was tried, and leaves nothing", missing_runsc),
 ];
 
 /// Prints the kernel as the container sees it.
@@ -70,6 +72,20 @@ fn unknown_pool(lab: &Lab, case: &RuntimeCase) {
     let config: PathBuf = lab.dir("config").join("unknown.yaml");
     fs::write(&config, "worker: {defaultPool: nowhere, pools: {somewhere: {}}}\n").unwrap();
     refused(lab, case, &config, &["nowhere", "somewhere"]);
+}
+
+fn unknown_value(lab: &Lab, case: &RuntimeCase) {
+    let daemon = lab.daemon(case.daemon());
+    let container = lab.container(&daemon, "value");
+    let annotation = format!("--annotation={RUNTIME}=kata");
+    container.run(case, &[&annotation], &["true"]).failure(&[RUNTIME, "kata", "runc, gvisor"]);
+    assert_nothing(&daemon, &container);
+}
+
+fn missing_runsc(lab: &Lab, case: &RuntimeCase) {
+    let config = lab.dir("config").join("missing.yaml");
+    fs::write(&config, "worker: {containerRuntime: gvisor}\nshim: {runsc: /nowhere/runsc}\n").unwrap();
+    refused(lab, case, &config, &["runtime gvisor is not available", "/nowhere/runsc"]);
 }
 
 /// Runs a container with a configuration that must not be accepted.

@@ -4,11 +4,13 @@
 mod choice;
 mod exec;
 mod faults;
+mod gpu;
 mod hang;
 mod io;
 mod life;
 mod limits;
 mod outage;
+mod protocol;
 mod run;
 mod signals;
 mod terminal;
@@ -39,17 +41,22 @@ const ALL: [&[Scenario]; 9] = [
 ];
 
 /// What only ours can.
-const OURS: [&[Scenario]; 2] = [choice::SCENARIOS, hang::SCENARIOS];
+const OURS: [&[Scenario]; 4] = [choice::SCENARIOS, hang::SCENARIOS, gpu::SCENARIOS, protocol::SCENARIOS];
+
+/// What only ours can, where gVisor knows nvproxy.
+const NVPROXY: [&[Scenario]; 1] = [gpu::NVPROXY];
 
 /// Every scenario with every case that it is for.
 pub fn trials(house: &Arc<House>, cases: &[RuntimeCase]) -> Vec<Trial> {
-    let all = ALL.into_iter().flatten().map(|scenario| (scenario, false));
-    let ours = OURS.into_iter().flatten().map(|scenario| (scenario, true));
     let mut trials = Vec::new();
-    for (scenario, only_ours) in all.chain(ours) {
-        let meant = cases.iter().filter(|case| case.ours || !only_ours);
-        trials.extend(meant.map(|case| trial(house, case, *scenario)));
-    }
+    let mut add = |rooms: &[&[Scenario]], meant: fn(&RuntimeCase) -> bool| {
+        for scenario in rooms.iter().copied().flatten() {
+            trials.extend(cases.iter().filter(|case| meant(case)).map(|case| trial(house, case, *scenario)));
+        }
+    };
+    add(&ALL, |_| true);
+    add(&OURS, |case| case.ours);
+    add(&NVPROXY, RuntimeCase::knows_nvproxy);
     trials.push(Trial::test("beta9::the shim under test answers", || case::shim_answers().map_err(Failed::from)));
     trials
 }
