@@ -8,7 +8,7 @@ FUZZ_SECONDS ?= 10
 FUZZ_TARGETS ?= $(basename $(notdir $(wildcard fuzz/targets/*.rs)))
 export BETA9_SHIM ?= $(CURDIR)/target/$(HOST)/release/containerd-shim-beta9-v2
 
-.PHONY: all demo test bench lint clean
+.PHONY: all demo test bench fuzz lint clean
 
 all:
 	$(CARGO) build --quiet --release
@@ -17,6 +17,10 @@ test: all
 	tests/lab/fetch.sh $(LAB_PACKAGES)
 	$(CARGO) test --quiet --lib --bins
 	$(CARGO) test --quiet --test it -- --format pretty
+
+bench: all
+	tests/lab/fetch.sh $(LAB_PACKAGES)
+	$(CARGO) bench --quiet --profile dev --bench side_by_side -- --write docs/performance.md
 
 # Each target from the corpus of the runs before; `make fuzz FUZZ_TARGETS=rpc FUZZ_SECONDS=600` for one alone.
 # The sanitizer is an unstable option, which the stable compiler takes with RUSTC_BOOTSTRAP.
@@ -46,6 +50,7 @@ lint:
 	else echo "cargo-deny is not installed: licenses, bans and sources are not checked"; fi
 	sh -n tests/lab/fetch.sh
 	sh -n tests/fake/runtime.sh
+	bash -n demo/run.sh
 
 clean:
 	$(CARGO) clean
