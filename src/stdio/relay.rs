@@ -18,8 +18,9 @@ use super::sink::Sink;
 /// The most that one splice moves: a pipe's default capacity is 64 KiB, and one enlarged by its owner holds 1 MiB.
 const CHUNK: usize = 1 << 20;
 const BUFFER: usize = 4096;
-/// The capacity of a pipe that has been full.
+/// The capacity of a pipe that is worth it: one that was found half full.
 const WIDE: i32 = 256 << 10;
+const BUSY: usize = 32 << 10;
 
 type Watched = AsyncFd<OwnedFd>;
 
@@ -32,14 +33,14 @@ pub(super) async fn splice_all(from: Watched, to: Watched) {
         };
         match splice(from.get_ref(), None, to.get_ref(), None, CHUNK, SpliceFFlags::SPLICE_F_NONBLOCK) {
             Ok(0) => return,
+            Ok(moved) if moved >= BUSY && !widened => {
+                widened = true;
+                widen(&from);
+                widen(&to);
+            }
             Ok(_) | Err(Errno::EINTR) => {}
             // One error for both "nothing to read" and "no room to write".
             Err(Errno::EAGAIN) if is_ready(&from, PollFlags::POLLIN) => {
-                if !widened {
-                    widened = true;
-                    widen(&from);
-                    widen(&to);
-                }
                 if !room_in(&to).await {
                     return;
                 }
@@ -50,8 +51,8 @@ pub(super) async fn splice_all(from: Watched, to: Watched) {
     }
 }
 
-/// Makes a pipe hold more, once it has been full: four times the default halves the time and quarters the wakeups of a
-/// long output, and more than that gains nothing. Best effort: a user's pipes have a common limit (pipe(7)).
+/// Makes a pipe hold more: four times the default halves the time and quarters the wakeups of a long output, and more
+/// than that gains nothing. Best effort: a user's pipes have a common limit (pipe(7)).
 fn widen(pipe: &Watched) {
     let _ = fcntl(pipe.get_ref(), FcntlArg::F_SETPIPE_SZ(WIDE));
 }

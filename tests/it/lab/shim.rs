@@ -93,6 +93,18 @@ impl Shim {
         }
     }
 
+    /// Sends a request and goes away before the answer can have come.
+    pub fn abandon(&self, method: &str, request: &impl Message) {
+        let event_loop = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let payload = request.write_to_bytes().unwrap();
+        let hasty = Duration::from_millis(20);
+        let answer = event_loop
+            .block_on(async { Client::connect(&self.socket).await?.call(SERVICES[0], method, payload, hasty).await });
+        // Which of both noticed first, the shim or this side, does not matter.
+        let given_up = matches!(answer, Err(CallError::Timeout(_) | CallError::Refused { code: 4, .. }));
+        assert!(given_up, "{method} was answered too soon: {answer:?}");
+    }
+
     /// Asks it to end, and checks that it does and that nothing of it is left.
     pub fn shut_down(&self) {
         let request = ShutdownRequest { id: self.id.clone(), ..ShutdownRequest::default() };

@@ -18,6 +18,7 @@ use crate::{
     lab::{
         Lab, bundle,
         daemon::Daemon,
+        eventually,
         shim::{Refused, SERVICES, Shim},
     },
 };
@@ -27,6 +28,7 @@ pub const SCENARIOS: &[Scenario] = &[
     ("what is unknown is not found, what exists is not made twice, what has ended starts nothing", states),
     ("a shim that is started with signals blocked works all the same", blocked_signals),
     ("options of an unknown type are an error that names the type, and leave nothing", options),
+    ("a create goes on when its caller goes away, and a delete has one answer however often it is asked", abandoned),
     ("an id that is no name is refused wherever it comes, and leaves nothing", ids),
     ("a config.json that is not JSON fails the start, and leaves no shim", no_json),
     ("a config.json that breaks after the start fails the create, and leaves nothing", broken_later),
@@ -109,6 +111,26 @@ fn states(lab: &Lab, case: &RuntimeCase) {
     let late = shim.call::<StartResponse>("Start", &start).unwrap_err();
     assert_eq!(late.code, FAILED_PRECONDITION, "{late:?}");
     end(&shim);
+}
+
+fn abandoned(lab: &Lab, case: &RuntimeCase) {
+    let shim = shim(lab, case, &["sleep", "1000"]);
+    let id = shim.id().to_owned();
+    let request = shim.create_request();
+    shim.abandon("Create", &request);
+    let state = StateRequest { id: id.clone(), ..StateRequest::default() };
+    eventually("the container", || shim.call::<StateResponse>("State", &state).ok());
+    shim.call::<StartResponse>("Start", &StartRequest { id: id.clone(), ..StartRequest::default() }).unwrap();
+    shim.call::<Empty>("Kill", &KillRequest { id: id.clone(), signal: 9, ..KillRequest::default() }).unwrap();
+    let wait = WaitRequest { id: id.clone(), ..WaitRequest::default() };
+    let exit = shim.call::<WaitResponse>("Wait", &wait).unwrap();
+    // However the first delete went, a second one has the same answer.
+    let delete = DeleteRequest { id, ..DeleteRequest::default() };
+    let deleted = shim.call::<DeleteResponse>("Delete", &delete).unwrap();
+    assert_eq!((deleted.exit_status, &deleted.exited_at), (137, &exit.exited_at));
+    assert_eq!(shim.call::<DeleteResponse>("Delete", &delete).unwrap(), deleted);
+    assert_eq!(shim.call::<WaitResponse>("Wait", &wait).unwrap(), exit);
+    shim.shut_down();
 }
 
 fn blocked_signals(lab: &Lab, case: &RuntimeCase) {
