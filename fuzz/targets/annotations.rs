@@ -80,14 +80,10 @@ fuzz_target!(|input: Input| {
         spec["process"]["env"] = json!(["NVIDIA_VISIBLE_DEVICES=all"]);
         spec["hooks"]["prestart"] = json!([{"path": "/usr/bin/nvidia-container-runtime-hook"}]);
     }
-    let read = |spec: &serde_json::Value| {
-        SpecView::from_json(spec.to_string().as_bytes()).expect("a spec")
-    };
+    let read = |spec: &serde_json::Value| SpecView::from_json(spec.to_string().as_bytes()).expect("a spec");
     let bare = read(&spec);
     let pairs = input.annotations.iter();
-    let pairs: BTreeMap<_, _> = pairs
-        .map(|(key, value)| (key.text(), value.text()))
-        .collect();
+    let pairs: BTreeMap<_, _> = pairs.map(|(key, value)| (key.text(), value.text())).collect();
     spec["annotations"] = json!(pairs);
     hold(&input.node, &bare, &read(&spec));
 });

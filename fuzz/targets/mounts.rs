@@ -12,9 +12,7 @@ fuzz_target!(|input: (Vec<String>, u16, &str)| {
     if layers > 0 {
         // Enough lower directories to need shortening now and then.
         let stem = options.first().cloned().unwrap_or_default();
-        let lower: Vec<_> = (0..layers % 500)
-            .map(|n| format!("{stem}/{n}/fs"))
-            .collect();
+        let lower: Vec<_> = (0..layers % 500).map(|n| format!("{stem}/{n}/fs")).collect();
         options.push(format!("lowerdir={}", lower.join(":")));
     }
     if let Ok((directory, data)) = Options::parse(&options).shortened("overlay") {

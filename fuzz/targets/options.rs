@@ -21,11 +21,7 @@ impl Options<'_> {
             Self::Node(value) => ("runtimeoptions.v1.Options", value.to_vec()),
             Self::Body(text) => ("runtimeoptions.v1.Options", body(text)),
         };
-        Any {
-            type_url: url.to_owned(),
-            value,
-            ..Any::default()
-        }
+        Any { type_url: url.to_owned(), value, ..Any::default() }
     }
 }
 

@@ -25,18 +25,8 @@ const DEADLINE: Duration = Duration::from_secs(10);
 #[derive(Debug, arbitrary::Arbitrary)]
 enum Sent<'a> {
     Bytes(&'a [u8]),
-    Frame {
-        id: u32,
-        kind: u8,
-        flags: u8,
-        payload: &'a [u8],
-    },
-    Request {
-        id: u32,
-        method: u8,
-        timeout: i64,
-        payload: &'a [u8],
-    },
+    Frame { id: u32, kind: u8, flags: u8, payload: &'a [u8] },
+    Request { id: u32, method: u8, timeout: i64, payload: &'a [u8] },
 }
 
 /// Without Create, which would run things.
@@ -62,18 +52,8 @@ impl Sent<'_> {
     fn write(&self, bytes: &mut Vec<u8>) {
         match *self {
             Self::Bytes(raw) => bytes.extend_from_slice(raw),
-            Self::Frame {
-                id,
-                kind,
-                flags,
-                payload,
-            } => frame(bytes, id, kind, flags, payload),
-            Self::Request {
-                id,
-                method,
-                timeout,
-                payload,
-            } => {
+            Self::Frame { id, kind, flags, payload } => frame(bytes, id, kind, flags, payload),
+            Self::Request { id, method, timeout, payload } => {
                 let request = Request {
                     service: SERVICE.to_owned(),
                     method: METHODS[usize::from(method) % METHODS.len()].to_owned(),
@@ -104,10 +84,7 @@ struct Server {
 
 impl Server {
     fn start() -> Self {
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()
-            .expect("a runtime");
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
         let address = PathBuf::from(format!("\0beta9-fuzz-{}", std::process::id()));
         runtime.block_on(async {
             let shim = Shim {
@@ -127,9 +104,7 @@ impl Server {
     }
 
     async fn send(&self, bytes: &[u8]) {
-        let stream = UnixStream::connect(&self.address)
-            .await
-            .expect("it listens");
+        let stream = UnixStream::connect(&self.address).await.expect("it listens");
         let (mut reader, mut writer) = stream.into_split();
         let write = tokio::spawn({
             let bytes = bytes.to_vec();
@@ -162,9 +137,7 @@ fuzz_target!(|sent: Vec<Sent>| {
     SERVER.with(|server| {
         let server = server.get_or_init(Server::start);
         server.runtime.block_on(async {
-            tokio::time::timeout(DEADLINE, server.send(&bytes))
-                .await
-                .expect("a connection ends when its peer is gone");
+            tokio::time::timeout(DEADLINE, server.send(&bytes)).await.expect("a connection ends when its peer is gone");
             server.is_well().await;
         });
     });

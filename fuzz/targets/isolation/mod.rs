@@ -4,8 +4,7 @@
 use std::sync::LazyLock;
 
 use beta9_shim::config::{
-    Annotations, CheckpointWorkloads, Config, GpuWorkloads, KvmUnavailable, Policies, Pool,
-    RunscUnavailable,
+    Annotations, CheckpointWorkloads, Config, GpuWorkloads, KvmUnavailable, Policies, Pool, RunscUnavailable,
 };
 use beta9_shim::select::{
     self, Decision, GpuEvidence, HostFacts, Moved, Refusal, RunscFact, Runtime, SpecView, Workload,
@@ -26,9 +25,7 @@ worker:
     gpu-runc: {containerRuntime: runc, gpuType: T4}
     silent: {}
 ";
-const NAMES: [&str; 9] = [
-    "plain", "secure", "kvm", "gpu", "class", "criu", "debug", "gpu-runc", "silent",
-];
+const NAMES: [&str; 9] = ["plain", "secure", "kvm", "gpu", "class", "criu", "debug", "gpu-runc", "silent"];
 
 static CONFIG: LazyLock<Config> =
     LazyLock::new(|| Config::from_yaml("node.yaml", POOLS).expect("a valid configuration"));
@@ -65,13 +62,8 @@ impl Node {
     }
 
     fn host(&self) -> HostFacts {
-        let found = RunscFact::Found {
-            version: "1".into(),
-            nvproxy: self.knows_nvproxy,
-        };
-        let missing = RunscFact::Missing {
-            tried: "runsc".into(),
-        };
+        let found = RunscFact::Found { version: "1".into(), nvproxy: self.knows_nvproxy };
+        let missing = RunscFact::Missing { tried: "runsc".into() };
         HostFacts {
             runsc: Some(if self.has_runsc { found } else { missing }),
             kvm: Some(self.has_kvm.then_some(()).ok_or_else(|| "none".into())),
@@ -102,10 +94,7 @@ pub fn hold(node: &Node, bare: &SpecView, annotated: &SpecView) {
     let cdi = GpuEvidence::cdi(&annotated.annotations()).is_some();
     match (decide(bare), decide(annotated)) {
         (Ok(alone), Ok(after)) => {
-            assert!(
-                is_no_loss(&alone, &after, pool, cdi),
-                "{alone:#?}\n{after:#?}"
-            );
+            assert!(is_no_loss(&alone, &after, pool, cdi), "{alone:#?}\n{after:#?}");
             show(&after);
         }
         // What gVisor alone would not start, no annotation starts with runc: only the operator's settings do.
@@ -115,10 +104,7 @@ pub fn hold(node: &Node, bare: &SpecView, annotated: &SpecView) {
                 Some(Moved::Checkpoint(_)) => matches!(refusal, Refusal::GpuNotOffered { .. }),
                 _ => false,
             };
-            assert!(
-                operators || matches!(after.runtime, Runtime::Gvisor(_)),
-                "{refusal}\n{after:#?}"
-            );
+            assert!(operators || matches!(after.runtime, Runtime::Gvisor(_)), "{refusal}\n{after:#?}");
             show(&after);
         }
         (_, Err(refusal)) => assert!(!refusal.to_string().contains(char::is_control)),
