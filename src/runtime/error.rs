@@ -26,14 +26,6 @@ pub enum RuntimeError {
     /// Anything else, in the runtime's own words.
     #[error("{0}")]
     Failed(String),
-    /// This runtime has no such command.
-    #[error("{runtime} cannot {what}")]
-    Unsupported {
-        /// The runtime.
-        runtime: &'static str,
-        /// The command, in words, and why or since when it exists.
-        what: &'static str,
-    },
     /// The command did not finish, or could not even be started.
     #[error(transparent)]
     Command(#[from] CommandError),

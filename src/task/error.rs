@@ -27,6 +27,9 @@ pub enum TaskError {
     /// The request makes no sense.
     #[error("{0}")]
     Invalid(String),
+    /// Not to be had from this shim.
+    #[error("{0}")]
+    Unsupported(&'static str),
     /// The shim is ending.
     #[error("the shim is shutting down")]
     Ending,
@@ -74,7 +77,7 @@ impl TaskError {
             Self::WrongState(_) | Self::Refused(_) => Code::FAILED_PRECONDITION,
             Self::Invalid(_) | Self::Config(_) | Self::Bundle(_) => Code::INVALID_ARGUMENT,
             Self::Ending => Code::UNAVAILABLE,
-            Self::Runtime(RuntimeError::Unsupported { .. }) => Code::UNIMPLEMENTED,
+            Self::Unsupported(_) => Code::UNIMPLEMENTED,
             Self::Runtime(RuntimeError::Command(CommandError::Deadline { .. })) => Code::DEADLINE_EXCEEDED,
             Self::Mount(_) | Self::Stdio(_) | Self::Cgroup(_) | Self::Runtime(_) => Code::UNKNOWN,
         }

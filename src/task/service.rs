@@ -8,10 +8,10 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use containerd_shim_protos::api::{
-    CloseIORequest, ConnectRequest, ConnectResponse, CreateTaskRequest, CreateTaskResponse, DeleteRequest,
-    DeleteResponse, ExecProcessRequest, KillRequest, PauseRequest, PidsRequest, PidsResponse, ProcessInfo,
-    ResizePtyRequest, ResumeRequest, ShutdownRequest, StartRequest, StartResponse, StateRequest, StateResponse,
-    StatsRequest, StatsResponse, Status as ApiStatus, UpdateTaskRequest, WaitRequest, WaitResponse,
+    CheckpointTaskRequest, CloseIORequest, ConnectRequest, ConnectResponse, CreateTaskRequest, CreateTaskResponse,
+    DeleteRequest, DeleteResponse, ExecProcessRequest, KillRequest, PauseRequest, PidsRequest, PidsResponse,
+    ProcessInfo, ResizePtyRequest, ResumeRequest, ShutdownRequest, StartRequest, StartResponse, StateRequest,
+    StateResponse, StatsRequest, StatsResponse, Status as ApiStatus, UpdateTaskRequest, WaitRequest, WaitResponse,
 };
 use containerd_shim_protos::protobuf::well_known_types::any::Any;
 use containerd_shim_protos::protobuf::well_known_types::empty::Empty;
@@ -73,6 +73,10 @@ impl Task for TaskService {
     async fn create(&self, _: &TtrpcContext, request: CreateTaskRequest) -> Answer<CreateTaskResponse> {
         let (reply, pid) = oneshot::channel();
         let id = Id::parse(&request.id).map_err(TaskError::from)?;
+        if !request.checkpoint.is_empty() {
+            // Not silently from the beginning.
+            return Err(TaskError::Unsupported("this shim cannot restore a container from a checkpoint").into());
+        }
         let bundle = Path::new(&request.bundle);
         if !bundle.is_absolute() {
             return Err(TaskError::Invalid(format!("bundle {:?} is not an absolute path", request.bundle)).into());
@@ -210,6 +214,10 @@ impl Task for TaskService {
         let resources = request.resources.into_option().unwrap_or_default().value;
         self.container(&request.id).await?.ask(|reply| Request::Update { resources, reply }).await?;
         Ok(Empty::new())
+    }
+
+    async fn checkpoint(&self, _: &TtrpcContext, _: CheckpointTaskRequest) -> Answer<Empty> {
+        Err(TaskError::Unsupported("this shim cannot checkpoint a container").into())
     }
 
     async fn stats(&self, _: &TtrpcContext, request: StatsRequest) -> Answer<StatsResponse> {

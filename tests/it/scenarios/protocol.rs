@@ -4,8 +4,9 @@ use std::{fs, sync::Arc};
 
 use containerd_shim_protos::{
     api::{
-        ConnectRequest, ConnectResponse, CreateTaskResponse, DeleteRequest, DeleteResponse, Empty, ExecProcessRequest,
-        KillRequest, StartRequest, StartResponse, StateRequest, StateResponse, WaitRequest, WaitResponse,
+        CheckpointTaskRequest, ConnectRequest, ConnectResponse, CreateTaskRequest, CreateTaskResponse, DeleteRequest,
+        DeleteResponse, Empty, ExecProcessRequest, KillRequest, StartRequest, StartResponse, StateRequest,
+        StateResponse, WaitRequest, WaitResponse,
     },
     protobuf::{MessageField, well_known_types::any::Any},
 };
@@ -93,7 +94,11 @@ fn states(lab: &Lab, case: &RuntimeCase) {
     let id = shim.id().to_owned();
     let state = StateRequest { id: id.clone(), ..StateRequest::default() };
     assert_eq!(shim.call::<StateResponse>("State", &state).unwrap_err().code, NOT_FOUND);
+    let restore = CreateTaskRequest { checkpoint: "/checkpoint".into(), ..shim.create_request() };
+    assert_eq!(shim.call::<CreateTaskResponse>("Create", &restore).unwrap_err().code, UNIMPLEMENTED);
     create(&shim).unwrap();
+    let checkpoint = CheckpointTaskRequest { id: id.clone(), ..CheckpointTaskRequest::default() };
+    assert_eq!(shim.call::<Empty>("Checkpoint", &checkpoint).unwrap_err().code, UNIMPLEMENTED);
     assert_eq!(create(&shim).unwrap_err().code, ALREADY_EXISTS);
     shim.call::<StartResponse>("Start", &StartRequest { id: id.clone(), ..StartRequest::default() }).unwrap();
     let unknown = StateRequest { exec_id: "unknown".into(), ..state };
