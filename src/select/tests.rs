@@ -321,6 +321,20 @@ fn runscs_own_annotations_reach_it_only_where_they_decide_nothing() {
 }
 
 #[test]
+fn a_container_without_a_pid_namespace_of_its_own_shares_one() {
+    let shares = |namespaces: &str| {
+        let spec = format!(r#"{{"linux": {{"namespaces": {namespaces}}}}}"#);
+        SpecView::from_json(spec.as_bytes()).unwrap().shares_pids()
+    };
+    assert!(!shares(r#"[{"type": "mount"}, {"type": "pid"}]"#));
+    assert!(!shares(r#"[{"type": "pid", "path": ""}]"#));
+    assert!(shares(r#"[{"type": "pid", "path": "/proc/1/ns/pid"}]"#));
+    for none in ["[]", "null", r#"[{"type": "mount"}]"#, "[{}]"] {
+        assert!(shares(none), "{none}");
+    }
+}
+
+#[test]
 fn a_later_container_gets_a_gpu_only_where_the_sandbox_has_nvproxy() {
     let decided = |pool, annotations| {
         decide(&config(""), Some(pool), &annotated(annotations), &Workload::default(), &full()).unwrap()

@@ -112,6 +112,15 @@ struct Linux {
     #[serde(rename = "cgroupsPath")]
     cgroups_path: Option<String>,
     devices: Option<Vec<Device>>,
+    namespaces: Option<Vec<Namespace>>,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+struct Namespace {
+    #[serde(rename = "type")]
+    kind: Option<String>,
+    path: Option<String>,
 }
 
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -146,6 +155,14 @@ impl SpecView {
     pub fn systemd_cgroup(&self) -> bool {
         let parts: Vec<&str> = self.cgroups_path().unwrap_or_default().split(':').collect();
         matches!(parts[..], [slice, _, name] if !slice.contains('/') && !name.is_empty())
+    }
+
+    /// Whether the container lives in somebody else's pid namespace, so that its init's end is not its processes' end.
+    pub fn shares_pids(&self) -> bool {
+        let own = |namespace: &Namespace| {
+            namespace.kind.as_deref() == Some("pid") && namespace.path.as_deref().unwrap_or_default().is_empty()
+        };
+        !self.linux.iter().flat_map(|linux| &linux.namespaces).flatten().any(own)
     }
 
     fn devices(&self) -> impl Iterator<Item = &str> {

@@ -66,7 +66,6 @@ pub(super) async fn create(
     let Request { id, bundle, names, .. } = request;
     let config = bundle.config()?;
     let spec: SpecView = bundle.parse("config.json", &config)?;
-    let facts = ProcessFacts::of(bundle, &config)?;
     drop(config);
     let workload = Workload::from_spec(&spec);
     let annotations = spec.annotations();
@@ -122,7 +121,7 @@ pub(super) async fn create(
         ..TaskCreate::default()
     });
     let init = Process::created(Some(started.pid), names.clone(), Some(stdio));
-    let shares_pids = facts.shares_pids;
+    let shares_pids = spec.shares_pids();
     Ok(Container::new(shim, id.clone(), bundle.clone(), runtime, init, started.exit, held, cgroup, oom, shares_pids))
 }
 
@@ -190,38 +189,4 @@ async fn decide(
 /// Whether a container belongs into its pod's sandbox. One without CRI's annotations (ctr, BuildKit) is its own.
 fn is_in_sandbox(annotations: &Annotations) -> bool {
     annotations.get("io.kubernetes.cri.container-type").is_some_and(|kind| kind == "container")
-}
-
-/// What an actor needs to know of a spec.
-struct ProcessFacts {
-    /// The container lives in somebody else's pid namespace, so that its init's end is not its processes' end.
-    shares_pids: bool,
-}
-
-impl ProcessFacts {
-    fn of(bundle: &Bundle, config: &[u8]) -> Result<Self, TaskError> {
-        #[derive(Default, serde::Deserialize)]
-        #[serde(default)]
-        struct Spec {
-            linux: Option<Linux>,
-        }
-        #[derive(Default, serde::Deserialize)]
-        #[serde(default)]
-        struct Linux {
-            namespaces: Option<Vec<Namespace>>,
-        }
-        #[derive(Default, serde::Deserialize)]
-        #[serde(default)]
-        struct Namespace {
-            #[serde(rename = "type")]
-            kind: Option<String>,
-            path: Option<String>,
-        }
-        let spec: Spec = bundle.parse("config.json", config)?;
-        let namespaces = spec.linux.and_then(|linux| linux.namespaces).unwrap_or_default();
-        let own = |namespace: &Namespace| {
-            namespace.kind.as_deref() == Some("pid") && namespace.path.as_deref().unwrap_or_default().is_empty()
-        };
-        Ok(Self { shares_pids: !namespaces.iter().any(own) })
-    }
 }
