@@ -64,7 +64,18 @@ impl RuntimeError {
             .unwrap_or_else(|| format!("exit status {}, and not a word of why", output.exit.code));
         let name = Path::new(program).file_name().map_or(program.into(), |name| name.to_string_lossy());
         let said: String = said.chars().take(LONGEST_REASON).collect();
-        Self::from_words(command, format!("{name} {command}: {said}"))
+        Self::from_words(command, in_containerds_words(&name, command, &said))
+    }
+}
+
+/// The error text as containerd's own shim begins it: engines and people search for it. What a runtime says does not
+/// always name the runtime, and with two of them on a node that matters.
+fn in_containerds_words(name: &str, command: &str, said: &str) -> String {
+    let named = said.strip_prefix(name).is_some_and(|rest| rest.starts_with(' '));
+    if named {
+        format!("OCI runtime {command} failed: {said}")
+    } else {
+        format!("OCI runtime {command} failed: {name}: {said}")
     }
 }
 
@@ -140,6 +151,17 @@ mod tests {
             assert!(matches!(meaning(words), NotRunning(_)), "{words}");
         }
         assert!(matches!(meaning("exec: \"nope\": executable file not found in $PATH"), Failed(_)));
+    }
+
+    #[test]
+    fn an_error_begins_as_containerds_own_and_names_the_runtime_once() {
+        for (name, said, expected) in [
+            ("runc", "runc create failed: no such file", "OCI runtime create failed: runc create failed: no such file"),
+            ("runsc", "creating container: EOF", "OCI runtime create failed: runsc: creating container: EOF"),
+            ("runc", "runcible spoon", "OCI runtime create failed: runc: runcible spoon"),
+        ] {
+            assert_eq!(in_containerds_words(name, "create", said), expected);
+        }
     }
 
     proptest! {
