@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use crate::bundle::{Bundle, BundleError};
+use crate::config::RuncOptions;
 use crate::select::Decision;
 
 const FILE: &str = "beta9.json";
@@ -28,6 +29,13 @@ pub struct Record {
 }
 
 impl Record {
+    /// Follows the handler's options for one container of runc's, whose cgroup may say that it is systemd's.
+    pub fn follow(&mut self, options: &RuncOptions, systemd_cgroup: bool) {
+        self.systemd_cgroup = options.systemd_cgroup || systemd_cgroup;
+        self.no_pivot_root = options.no_pivot_root;
+        self.no_new_keyring = options.no_new_keyring;
+    }
+
     /// The directory of the runtime's state for this namespace.
     pub fn root(&self) -> PathBuf {
         self.decision.runtime.root().join(&self.namespace)

@@ -184,7 +184,7 @@ impl Request {
     /// The same checks as for a pod: what is explained is what would happen.
     fn load(&self) -> Result<Config, ExplainError> {
         let Some(path) = &self.config else {
-            return Ok(file::load(&HandlerOptions::None, std::env::var_os(file::ENVIRONMENT))?);
+            return Ok(file::load(&HandlerOptions::default(), std::env::var_os(file::ENVIRONMENT))?);
         };
         let path = std::path::absolute(path).map_err(|source| ExplainError::Bundle { path: path.into(), source })?;
         Ok(file::read(&path)?)

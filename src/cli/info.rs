@@ -42,7 +42,7 @@ pub fn print(input: &mut impl Read, output: &mut impl Write) -> io::Result<()> {
 /// is missing or too old to say.
 fn features(options: Option<&Any>) -> Option<Any> {
     let binary = match HandlerOptions::decode(options) {
-        Ok(HandlerOptions::Runc(runc)) if !runc.binary_name.is_empty() => runc.binary_name,
+        Ok(options) if !options.runc.binary_name.is_empty() => options.runc.binary_name,
         _ => "runc".to_owned(),
     };
     let output = Command::new(binary).arg("features").stdin(Stdio::null()).stderr(Stdio::null()).output().ok()?;

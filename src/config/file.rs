@@ -22,28 +22,24 @@ pub const DEFAULT_PATH: &str = "/etc/beta9/config.yaml";
 
 /// The configuration that counts under these handler options; `environment` is the value of `BETA9_SHIM_CONFIG`.
 pub fn load(options: &HandlerOptions, environment: Option<OsString>) -> Result<Config, ConfigError> {
-    let node = match options {
-        HandlerOptions::Node(node) => Some(node),
-        HandlerOptions::Runc(_) | HandlerOptions::None => None,
+    let config = match &options.inline {
+        Some(inline) => Config::clone(inline),
+        None => find(options.config_path.clone(), environment)?,
     };
-    if let Some(inline) = node.and_then(|node| node.inline.as_deref()) {
-        return Ok(inline.clone());
-    }
-    let named = node.and_then(|node| node.config_path.clone());
+    Ok(config.with_runc_options(&options.runc))
+}
+
+fn find(named: Option<PathBuf>, environment: Option<OsString>) -> Result<Config, ConfigError> {
     let named = named.or_else(|| environment.filter(|path| !path.is_empty()).map(PathBuf::from));
-    let config = match named {
-        Some(path) => read(&path)?,
+    match named {
+        Some(path) => read(&path),
         None => match read(Path::new(DEFAULT_PATH)) {
             Err(ConfigError::Unreadable { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
-                Config::default()
+                Ok(Config::default())
             }
-            other => other?,
+            other => other,
         },
-    };
-    Ok(match options {
-        HandlerOptions::Runc(runc) => config.with_runc_options(runc),
-        HandlerOptions::Node(_) | HandlerOptions::None => config,
-    })
+    }
 }
 
 /// Reads one file, whoever named it.

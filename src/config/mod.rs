@@ -18,7 +18,7 @@ use std::path::{Component, Path, PathBuf};
 
 use tree::{At, Document, Item, Section};
 
-pub use options::{HandlerOptions, NodeOptions, RuncOptions};
+pub use options::{HandlerOptions, RuncOptions};
 
 /// Declares an enum whose variants are words of the configuration.
 macro_rules! words {
@@ -326,7 +326,7 @@ impl Config {
         self.warnings.iter().chain(self.pools.values().flat_map(|pool| &pool.warnings)).map(String::as_str)
     }
 
-    /// Follows a handler that carries runc's own options: its binary and its state directory.
+    /// Follows what a handler says for runc: its program and its state directory. What pools say of gVisor stays.
     pub fn with_runc_options(mut self, options: &RuncOptions) -> Self {
         if !options.binary_name.is_empty() {
             self.runc.clone_from(&options.binary_name);
@@ -385,6 +385,9 @@ impl Config {
         self.policies = Policies::default().overridden(shim)?;
         for (key, binary) in [("runc", &mut self.runc), ("runsc", &mut self.runsc)] {
             if let Some((item, path)) = shim.text(key)? {
+                if key == "runc" && options::is_runsc(path) {
+                    return Err(item.refuse(format_args!("allowed: {}", options::NO_RUNC)));
+                }
                 if path.contains('/') && !is_clean_absolute(path) {
                     return Err(item.refuse("a program's name or an absolute path"));
                 }

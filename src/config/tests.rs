@@ -340,6 +340,9 @@ fn a_binary_is_a_name_or_an_absolute_path() {
     for path in ["./runsc", "bin/runsc", "/opt/../runsc"] {
         assert!(error(&format!("shim: {{runsc: {path}}}")).contains("is not a program's name or an absolute path"));
     }
+    for path in ["runsc", "/usr/bin/runsc"] {
+        assert!(error(&format!("shim: {{runc: {path}}}")).contains("runsc is not a runc"));
+    }
 }
 
 #[test]

@@ -14,8 +14,8 @@ use super::{Reply, TaskError};
 use crate::bundle::record::Record;
 use crate::bundle::{Annotations, Bundle, Id, rewrite, rootfs};
 use crate::cgroup::{Cgroup, OomWatch};
-use crate::config::HandlerOptions;
 use crate::config::file::{ENVIRONMENT, load};
+use crate::config::{ContainerRuntime, HandlerOptions};
 use crate::runtime::{ProcessStreams, Runtime, Started, probe};
 use crate::select::{Decision, SpecView, Workload, plan};
 use crate::shim::log::emit;
@@ -69,11 +69,16 @@ pub(super) async fn create(
     drop(config);
     let workload = Workload::from_spec(&spec);
     let annotations = spec.annotations();
-    let decided = pod.get_or_try_init(|| decide(shim, request, &spec, &annotations, &workload)).await?;
+    let options = HandlerOptions::decode(request.options.as_ref())?;
+    let decided = pod.get_or_try_init(|| decide(shim, id, &options, &spec, &annotations, &workload)).await?;
     decided.decision.admit(&workload)?;
 
     let mut record = decided.record.clone();
     record.in_sandbox = is_in_sandbox(&annotations);
+    if decided.decision.runtime.kind() == ContainerRuntime::Runc {
+        // Of a gVisor pod all commands have the same flags; runc's containers are each by themselves.
+        record.follow(&options.runc, spec.systemd_cgroup());
+    }
     record.write(bundle)?;
     let mut undo = Undo { bundle, armed: true };
     let runtime = Runtime::new(record, bundle.clone(), id.clone(), shim.reaper.clone());
@@ -155,33 +160,29 @@ async fn start_process(
 /// The pod's decision, made by its first container.
 async fn decide(
     shim: &Shim,
-    request: &Request,
+    id: &Id,
+    options: &HandlerOptions,
     spec: &SpecView,
     annotations: &Annotations,
     workload: &Workload,
 ) -> Result<PodDecision, TaskError> {
-    let options = HandlerOptions::decode(request.options.as_ref())?;
-    let config = load(&options, std::env::var_os(ENVIRONMENT))?;
-    let plan = plan(&config, options.pool(), annotations, workload)?;
+    let config = load(options, std::env::var_os(ENVIRONMENT))?;
+    let plan = plan(&config, options.pool.as_deref(), annotations, workload)?;
     let facts = probe::facts(&plan.needs(), &config.runsc, &shim.reaper).await;
     let decision = plan.settle(&facts)?;
-    for line in decision.log_lines(request.id.as_str()) {
+    for line in decision.log_lines(id.as_str()) {
         emit(&line);
     }
     for reason in &decision.reasons {
-        log::debug!(container_id = request.id.as_str(), reason = reason.as_str(); "decided");
+        log::debug!(container_id = id.as_str(), reason = reason.as_str(); "decided");
     }
-    let runc = match &options {
-        HandlerOptions::Runc(runc) => Some(runc),
-        HandlerOptions::Node(_) | HandlerOptions::None => None,
-    };
     let record = Record {
         namespace: shim.namespace.clone(),
         decision: decision.clone(),
         in_sandbox: false,
-        systemd_cgroup: options.systemd_cgroup() || spec.systemd_cgroup(),
-        no_pivot_root: runc.is_some_and(|runc| runc.no_pivot_root),
-        no_new_keyring: runc.is_some_and(|runc| runc.no_new_keyring),
+        systemd_cgroup: options.runc.systemd_cgroup || spec.systemd_cgroup(),
+        no_pivot_root: options.runc.no_pivot_root,
+        no_new_keyring: options.runc.no_new_keyring,
     };
     Ok(PodDecision { decision, record })
 }

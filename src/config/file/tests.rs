@@ -1,7 +1,7 @@
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use super::super::{NodeOptions, RuncOptions};
+use super::super::RuncOptions;
 use super::*;
 
 /// A directory that only its owner may write, gone with the test.
@@ -135,25 +135,23 @@ fn the_handlers_file_comes_before_the_environments_and_a_named_file_must_exist()
     let first = handlers.file("worker: {pools: {first: }}");
     let second = environments.file("worker: {pools: {second: }}");
     let environment = || Some(second.clone().into_os_string());
-    let node =
-        |path: &Path| HandlerOptions::Node(NodeOptions { config_path: Some(path.into()), ..NodeOptions::default() });
+    let node = |path: &Path| HandlerOptions { config_path: Some(path.into()), ..HandlerOptions::default() };
 
     assert!(load(&node(&first), environment()).unwrap().pools.contains_key("first"));
-    assert!(load(&HandlerOptions::None, environment()).unwrap().pools.contains_key("second"));
-    assert!(load(&HandlerOptions::Node(NodeOptions::default()), environment()).unwrap().pools.contains_key("second"));
+    assert!(load(&HandlerOptions::default(), environment()).unwrap().pools.contains_key("second"));
     let missing = handlers.0.join("missing.yaml");
     let error = load(&node(&missing), environment()).unwrap_err().to_string();
     assert!(
         error.contains("missing.yaml: No such file") && error.contains("correct the path that names it"),
         "{error}"
     );
-    assert!(load(&HandlerOptions::None, Some(missing.into())).is_err());
+    assert!(load(&HandlerOptions::default(), Some(missing.into())).is_err());
 }
 
 #[test]
 fn an_inline_configuration_comes_before_every_file() {
     let inline = Some(Box::new(Config { runc: "inline".into(), ..Config::default() }));
-    let options = HandlerOptions::Node(NodeOptions { inline, ..NodeOptions::default() });
+    let options = HandlerOptions { inline, ..HandlerOptions::default() };
     assert_eq!(load(&options, Some("/missing".into())).unwrap().runc, "inline");
 }
 
@@ -161,6 +159,9 @@ fn an_inline_configuration_comes_before_every_file() {
 fn runcs_own_options_choose_the_binary_of_the_files_configuration() {
     let directory = Directory::new();
     let path = directory.file("shim: {runc: crun}");
-    let options = HandlerOptions::Runc(RuncOptions { binary_name: "youki".into(), ..RuncOptions::default() });
+    let options = HandlerOptions {
+        runc: RuncOptions { binary_name: "youki".into(), ..RuncOptions::default() },
+        ..HandlerOptions::default()
+    };
     assert_eq!(load(&options, Some(path.into())).unwrap().runc, "youki");
 }

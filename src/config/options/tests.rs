@@ -19,18 +19,14 @@ fn field(number: u8, bytes: &[u8]) -> Vec<u8> {
     wire
 }
 
-fn body(toml: &str) -> Result<NodeOptions, String> {
-    match HandlerOptions::decode(Some(&any(NODE[0], field(3, toml.as_bytes())))) {
-        Ok(HandlerOptions::Node(options)) => Ok(options),
-        Ok(other) => panic!("{other:?}"),
-        Err(error) => Err(error.to_string()),
-    }
+fn body(toml: &str) -> Result<HandlerOptions, String> {
+    HandlerOptions::decode(Some(&any(NODE[0], field(3, toml.as_bytes())))).map_err(|error| error.to_string())
 }
 
 #[test]
 fn no_options_and_empty_options_say_nothing() {
-    assert_eq!(HandlerOptions::decode(None).unwrap(), HandlerOptions::None);
-    assert_eq!(HandlerOptions::decode(Some(&Any::default())).unwrap(), HandlerOptions::None);
+    assert_eq!(HandlerOptions::decode(None).unwrap(), HandlerOptions::default());
+    assert_eq!(HandlerOptions::decode(Some(&Any::default())).unwrap(), HandlerOptions::default());
 }
 
 #[test]
@@ -42,8 +38,8 @@ fn our_options_are_known_by_either_name_with_or_without_a_host() {
         value.extend(field(2, b"/etc/beta9/x.yaml"));
         value.extend(field(15, b"from a later containerd"));
         let options = HandlerOptions::decode(Some(&any(url, value))).unwrap();
-        let expected = NodeOptions { config_path: Some("/etc/beta9/x.yaml".into()), ..NodeOptions::default() };
-        assert_eq!(options, HandlerOptions::Node(expected), "{url}");
+        let expected = HandlerOptions { config_path: Some("/etc/beta9/x.yaml".into()), ..HandlerOptions::default() };
+        assert_eq!(options, expected, "{url}");
     }
 }
 
@@ -64,8 +60,8 @@ fn a_body_pins_the_pool_and_names_the_file() {
     let options = body("pool = 'secure'\nconfig_path = '/x.yaml'\nSystemdCgroup = true\nTypeUrl = 'x'").unwrap();
     assert_eq!(options.pool.as_deref(), Some("secure"));
     assert_eq!(options.config_path, Some("/x.yaml".into()));
-    assert!(options.systemd_cgroup && options.inline.is_none());
-    assert!(body("systemd_cgroup = true").unwrap().systemd_cgroup);
+    assert!(options.runc.systemd_cgroup && options.inline.is_none());
+    assert!(body("systemd_cgroup = true").unwrap().runc.systemd_cgroup);
     assert_eq!(body("ConfigPath = '/y.yaml'").unwrap().config_path, Some("/y.yaml".into()));
 }
 
@@ -112,23 +108,128 @@ fn a_field_and_a_body_that_both_give_a_configuration_are_an_error() {
     assert!(error.contains("given twice"), "{error}");
 }
 
+/// What containerd's CRI plugin sends for a handler's `options`, byte for byte: what `generateRuntimeOptions` of 1.6.20 and
+/// 1.7.24 and `GenerateRuntimeOptions` of 2.1.9 made of the TOML in front, with the type url beside it.
+#[test]
+fn a_handlers_options_arrive_as_each_containerd_sends_them() {
+    let decode = |bytes: &[u8]| HandlerOptions::decode(Some(&any("runtimeoptions.v1.Options", bytes.to_vec())));
+
+    // TypeUrl = "runtimeoptions.v1.Options", ConfigPath = "/etc/beta9/config.yaml": the same from all three.
+    let by_path = decode(b"\x0a\x19runtimeoptions.v1.Options\x12\x16/etc/beta9/config.yaml").unwrap();
+    assert_eq!(by_path.config_path, Some("/etc/beta9/config.yaml".into()));
+
+    // config_path = "/etc/beta9/config.yaml", pool = "secure"
+    let v1_7: &[u8] = b"\x1a\x37config_path = \"/etc/beta9/config.yaml\"\npool = \"secure\"\n";
+    let v2_1: &[u8] = b"\x1a\x37config_path = '/etc/beta9/config.yaml'\npool = 'secure'\n";
+    for bytes in [v1_7, v2_1] {
+        let pinned = decode(bytes).unwrap();
+        assert_eq!(pinned.config_path, Some("/etc/beta9/config.yaml".into()));
+        assert_eq!(pinned.pool.as_deref(), Some("secure"));
+    }
+    // 1.6 drops all but ConfigPath: an empty message, or the type url alone.
+    for bytes in [&b""[..], b"\x0a\x19runtimeoptions.v1.Options"] {
+        let lost = decode(bytes).unwrap_err().to_string();
+        assert!(lost.contains("ConfigPath"), "{lost}");
+    }
+
+    // Everything at once: runc's options, our own, and a configuration in nested tables.
+    let v1_7 = b"\x0a\x19runtimeoptions.v1.Options\x1a\xad\x03BinaryName = \"/usr/bin/nvidia-container-runtime\"\n\
+        IoUid = 1000\nRoot = \"\"\nSystemdCgroup = true\nTypeUrl = \"runtimeoptions.v1.Options\"\npool = \"secure\"\n\n\
+        [shim]\n  runscFlags = [\"--network=host\", \"--overlay2=none\"]\n\n[worker]\n\n  [worker.pools]\n\n    \
+        [worker.pools.secure]\n      containerRuntime = \"gvisor\"\n      gpuType = \"A100\"\n\n      \
+        [worker.pools.secure.containerRuntimeConfig]\n        debug = false\n        gvisorPlatform = \"systrap\"\n";
+    let v2_1 = b"\x0a\x19runtimeoptions.v1.Options\x1a\x81\x03BinaryName = '/usr/bin/nvidia-container-runtime'\n\
+        IoUid = 1000\nRoot = ''\nSystemdCgroup = true\nTypeUrl = 'runtimeoptions.v1.Options'\npool = 'secure'\n\n\
+        [shim]\nrunscFlags = ['--network=host', '--overlay2=none']\n\n[worker]\n[worker.pools]\n\
+        [worker.pools.secure]\ncontainerRuntime = 'gvisor'\ngpuType = 'A100'\n\n\
+        [worker.pools.secure.containerRuntimeConfig]\ndebug = false\ngvisorPlatform = 'systrap'\n";
+    for bytes in [&v1_7[..], &v2_1[..]] {
+        let options = decode(bytes).unwrap();
+        let inline = options.inline.unwrap();
+        assert_eq!(inline.pool("secure").unwrap().container_runtime, Some(super::super::ContainerRuntime::Gvisor));
+        assert_eq!(inline.runsc_flags, ["--network=host", "--overlay2=none"]);
+        let runc = RuncOptions {
+            binary_name: "/usr/bin/nvidia-container-runtime".into(),
+            io_uid: 1000,
+            systemd_cgroup: true,
+            ..RuncOptions::default()
+        };
+        assert_eq!((options.pool.as_deref(), options.runc), (Some("secure"), runc));
+    }
+}
+
 #[test]
 fn runcs_own_options_are_kept_whole() {
     let wire = oci::Options {
         no_pivot_root: true,
+        no_new_keyring: true,
+        shim_cgroup: "/shims".into(),
         io_uid: 1000,
+        io_gid: 1001,
         binary_name: "/usr/bin/nvidia-container-runtime".into(),
-        root: "/run/other".into(),
+        root: "/run/other/".into(),
         systemd_cgroup: true,
+        criu_image_path: "/images".into(),
+        criu_work_path: "/work".into(),
         ..oci::Options::default()
     };
-    let options = HandlerOptions::decode(Some(&any(RUNC, wire.write_to_bytes().unwrap()))).unwrap();
-    assert!(options.systemd_cgroup() && options.pool().is_none());
-    let HandlerOptions::Runc(runc) = options else { panic!("{options:?}") };
-    assert!(runc.no_pivot_root && runc.io_uid == 1000 && runc.io_gid == 0);
-    let config = Config::default().with_runc_options(&runc);
+    let mut bytes = wire.write_to_bytes().unwrap();
+    // Of containerd 1 only.
+    bytes.extend(field(8, b"/usr/sbin/criu"));
+    let by_wire = HandlerOptions::decode(Some(&any(RUNC, bytes))).unwrap();
+    let expected = RuncOptions {
+        no_pivot_root: true,
+        no_new_keyring: true,
+        shim_cgroup: "/shims".into(),
+        io_uid: 1000,
+        io_gid: 1001,
+        binary_name: "/usr/bin/nvidia-container-runtime".into(),
+        root: "/run/other/".into(),
+        systemd_cgroup: true,
+        criu_path: "/usr/sbin/criu".into(),
+        criu_image_path: "/images".into(),
+        criu_work_path: "/work".into(),
+    };
+    assert_eq!(by_wire, HandlerOptions { runc: expected.clone(), ..HandlerOptions::default() });
+    let by_table = body(
+        "NoPivotRoot = true\nNoNewKeyring = true\nShimCgroup = '/shims'\nIoUid = 1000\nIoGid = 1001\nSystemdCgroup = true\n\
+         BinaryName = '/usr/bin/nvidia-container-runtime'\nRoot = '/run/other/'\nCriuPath = '/usr/sbin/criu'\n\
+         CriuImagePath = '/images'\nCriuWorkPath = '/work'\nTaskApiAddress = ''\nTaskApiVersion = 0\n",
+    );
+    assert_eq!(by_table.unwrap(), by_wire);
+
+    let config = Config::default().with_runc_options(&expected);
     assert_eq!(config.runc, "/usr/bin/nvidia-container-runtime");
     assert_eq!(config.runc_root, std::path::Path::new("/run/other"));
+}
+
+#[test]
+fn runcs_options_replace_runcs_program_and_nothing_of_gvisor() {
+    let yaml = "worker: {containerRuntime: gvisor}\nshim: {runc: /usr/bin/runc, runsc: /usr/bin/runsc}";
+    let config = Config::from_yaml("x", yaml).unwrap();
+    let options = RuncOptions { binary_name: "crun".into(), root: "/run/crun".into(), ..RuncOptions::default() };
+    let expected = Config { runc: "crun".into(), runc_root: "/run/crun".into(), ..config.clone() };
+    assert_eq!(config.with_runc_options(&options), expected);
+}
+
+#[test]
+fn options_of_runc_that_cannot_be_meant_are_an_error() {
+    for (toml, part) in [
+        ("BinaryName = '/usr/local/bin/runsc'", "pool's containerRuntime: gvisor"),
+        ("BinaryName = 'runsc'", "pool's containerRuntime: gvisor"),
+        ("BinaryName = '../crun'", "absolute path"),
+        ("Root = 'run'", "Root: \"run\" is not allowed"),
+        ("Root = '/run/../etc'", "without .."),
+        ("ShimCgroup = '../x'", "ShimCgroup: \"../x\" is not allowed"),
+        ("IoUid = -1", ":1:9: IoUid: -1 is not a user's or group's number"),
+        ("NoPivotRoot = 1", "NoPivotRoot: 1 is not allowed; allowed: true, false"),
+    ] {
+        let error = body(toml).unwrap_err();
+        assert!(error.contains(part), "{error}\nlacks {part}");
+    }
+    let wire = oci::Options { binary_name: "/opt/runsc".into(), ..oci::Options::default() };
+    let error = HandlerOptions::decode(Some(&any(RUNC, wire.write_to_bytes().unwrap()))).unwrap_err().to_string();
+    assert!(error.contains("BinaryName: \"/opt/runsc\" is not allowed"), "{error}");
 }
 
 proptest! {
