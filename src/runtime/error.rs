@@ -68,14 +68,12 @@ impl RuntimeError {
     }
 }
 
-/// The error text as containerd's own shim begins it: engines and people search for it. What a runtime says does not
-/// always name the runtime, and with two of them on a node that matters.
+/// The error text as containerd's own shim has it: engines and people search for it. That shim knows runc alone; with
+/// two runtimes on a node it matters whose words they are.
 fn in_containerds_words(name: &str, command: &str, said: &str) -> String {
-    let named = said.strip_prefix(name).is_some_and(|rest| rest.starts_with(' '));
-    if named {
-        format!("OCI runtime {command} failed: {said}")
-    } else {
-        format!("OCI runtime {command} failed: {name}: {said}")
+    match name {
+        "runc" => format!("OCI runtime {command} failed: {said}"),
+        name => format!("OCI runtime {command} failed: {name}: {said}"),
     }
 }
 
@@ -154,11 +152,11 @@ mod tests {
     }
 
     #[test]
-    fn an_error_begins_as_containerds_own_and_names_the_runtime_once() {
+    fn an_error_is_in_containerds_words_and_names_the_runtime_if_it_is_not_runc() {
         for (name, said, expected) in [
             ("runc", "runc create failed: no such file", "OCI runtime create failed: runc create failed: no such file"),
             ("runsc", "creating container: EOF", "OCI runtime create failed: runsc: creating container: EOF"),
-            ("runc", "runcible spoon", "OCI runtime create failed: runc: runcible spoon"),
+            ("crun", "no such file", "OCI runtime create failed: crun: no such file"),
         ] {
             assert_eq!(in_containerds_words(name, "create", said), expected);
         }

@@ -365,6 +365,12 @@ impl Container {
                 .send(Err(TaskError::WrongState(format!("container {} does not run and cannot be {what}", self.id))));
             return false;
         }
+        if self.paused == pause {
+            // runc's own words for it are those for a container that is not there.
+            let is = if pause { "is paused already" } else { "is not paused" };
+            let _ = reply.send(Err(TaskError::WrongState(format!("container {} {is}", self.id))));
+            return false;
+        }
         self.pausing = pause;
         let runtime = self.runtime.clone();
         self.report(async move {
@@ -385,6 +391,11 @@ impl Container {
     }
 
     fn update(&mut self, resources: Vec<u8>, reply: Reply<()>) -> bool {
+        if self.init.exit().is_some() {
+            let ended = format!("container {} has ended; there is nothing to update", self.id);
+            let _ = reply.send(Err(TaskError::WrongState(ended)));
+            return false;
+        }
         let runtime = self.runtime.clone();
         self.report(async move {
             let _ = reply.send(runtime.update(&resources).await.map_err(TaskError::from));
@@ -523,6 +534,12 @@ impl Container {
         if self.execs.contains_key(&id) || id == self.id {
             return Err(TaskError::AlreadyExists(format!("exec {id} already exists in container {}", self.id)));
         }
+        if self.init.exit().is_some() {
+            return Err(TaskError::WrongState(format!(
+                "container {} has ended; nothing can be executed in it",
+                self.id
+            )));
+        }
         self.events.publish(event::TaskExecAdded {
             container_id: self.id.to_string(),
             exec_id: id.to_string(),
@@ -534,11 +551,13 @@ impl Container {
     }
 
     fn start_exec(&mut self, id: Id, reply: Reply<u32>) {
+        let ended = self.init.exit().is_some();
         let begun = match self.execs.get_mut(&id) {
-            None => Err(TaskError::no_exec(id.as_str())),
-            Some(_) if !self.init.is_alive() => {
+            None if !ended => Err(TaskError::no_exec(id.as_str())),
+            _ if !self.init.is_alive() => {
                 Err(TaskError::WrongState(format!("container {} does not run; nothing can be executed in it", self.id)))
             }
+            None => Err(TaskError::no_exec(id.as_str())),
             Some(exec) => exec.begin().map(|()| exec.names.clone()),
         };
         let names = match begun {
@@ -633,8 +652,9 @@ impl Container {
         let status = match process.state {
             State::Created { .. } | State::Starting { .. } => Status::Created,
             State::Stopped { .. } => Status::Stopped,
-            State::Running { .. } if paused && exec.is_none() => Status::Paused,
-            State::Running { .. } if pausing && exec.is_none() => Status::Pausing,
+            // Its execs stand still with it.
+            State::Running { .. } if paused => Status::Paused,
+            State::Running { .. } if pausing => Status::Pausing,
             State::Running { .. } => Status::Running,
         };
         Ok(Snapshot { bundle, pid: process.pid(), status, names: process.names.clone(), exit: process.exit() })

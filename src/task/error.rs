@@ -86,6 +86,16 @@ impl TaskError {
 
 impl From<TaskError> for ttrpc::Error {
     fn from(error: TaskError) -> Self {
-        Self::RpcStatus(get_status(error.code(), error))
+        let code = error.code();
+        // What containerd's own errors end with. Before 2.0 it adds them itself, from the code, where they are missing;
+        // from 2.0 on people see the message as it comes.
+        let class = match code {
+            Code::NOT_FOUND => ": not found",
+            Code::ALREADY_EXISTS => ": already exists",
+            Code::FAILED_PRECONDITION => ": failed precondition",
+            _ => "",
+        };
+        let message = error.to_string();
+        Self::RpcStatus(get_status(code, format!("{}{class}", message.strip_suffix(class).unwrap_or(&message))))
     }
 }

@@ -118,7 +118,8 @@ impl Task for TaskService {
             Status::Stopped => ApiStatus::STOPPED,
         };
         Ok(StateResponse {
-            id: request.id,
+            // The process's, as Go's shim has it.
+            id: if request.exec_id.is_empty() { request.id } else { request.exec_id.clone() },
             exec_id: request.exec_id,
             bundle: process.bundle,
             pid: process.pid,
@@ -251,12 +252,7 @@ impl Task for TaskService {
             // containerd connects to shims before they have a container.
             Found::Deleted(_) | Found::Unknown => 0,
         };
-        Ok(ConnectResponse {
-            shim_pid: std::process::id(),
-            task_pid,
-            version: "v2".to_owned(),
-            ..ConnectResponse::default()
-        })
+        Ok(ConnectResponse { shim_pid: std::process::id(), task_pid, ..ConnectResponse::default() })
     }
 
     async fn shutdown(&self, _: &TtrpcContext, _: ShutdownRequest) -> Answer<Empty> {

@@ -84,6 +84,11 @@ impl RuntimeCase {
         Self { flags, ..self.clone() }
     }
 
+    /// Go's shim with the very runtime and daemon of this case.
+    pub fn with_go_shim(&self) -> Self {
+        Self { flags: vec![GO.to_owned()], ours: false, ..self.clone() }
+    }
+
     fn go(version: Version) -> Self {
         Self {
             name: format!("go::runc::containerd-{}", version.name()),
@@ -91,7 +96,7 @@ impl RuntimeCase {
             ours: false,
             pool: String::new(),
             options: options(version, Suite::Bookworm),
-            flags: vec!["--runtime=io.containerd.runc.v2".into()],
+            flags: vec![GO.to_owned()],
         }
     }
 
@@ -116,8 +121,9 @@ impl RuntimeCase {
     }
 }
 
-/// How ctr names our shim.
+/// How ctr names our shim, and Go's.
 const BETA9: &str = "--runtime=io.containerd.beta9.v2";
+const GO: &str = "--runtime=io.containerd.runc.v2";
 
 /// The value of BETA9_SHIM that leaves our cases out.
 const NONE: &str = "none";

@@ -156,7 +156,8 @@ impl Container {
         self.daemon.ctr(&["containers", "delete", &self.id]).success();
     }
 
-    fn run_line<'a>(&'a self, case: &'a RuntimeCase, options: &[&'a str], command: &[&'a str]) -> Vec<&'a str> {
+    /// The arguments of ctr that run a command in it.
+    pub fn run_line<'a>(&'a self, case: &'a RuntimeCase, options: &[&'a str], command: &[&'a str]) -> Vec<&'a str> {
         let mut line = vec!["run"];
         line.extend(case.flags());
         line.extend(options);

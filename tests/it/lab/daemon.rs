@@ -231,9 +231,9 @@ impl Daemon {
         });
     }
 
-    /// The shim, called as the daemon calls it for this id; the action is still to be added.
-    pub fn shim_command(&self, id: &str) -> Command {
-        let mut command = self.command("containerd-shim-beta9-v2");
+    /// The shim of this name, called as the daemon calls it for this id; the action is still to be added.
+    pub fn shim_command(&self, program: &str, id: &str) -> Command {
+        let mut command = self.command(program);
         command.env("TTRPC_ADDRESS", self.dir.join("ttrpc"));
         command.args(["-namespace", &self.namespace, "-id", id, "-address"]).arg(self.socket());
         command

@@ -2,7 +2,9 @@
 //! a daemon of the lab, whose namespace it is in.
 
 use std::{
-    fs,
+    fs::{self, File, OpenOptions},
+    io::Read,
+    os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
@@ -14,8 +16,12 @@ use containerd_shim_protos::{
     protobuf::Message,
 };
 use nix::{
-    sys::signal::{Signal, kill},
-    unistd::Pid,
+    libc,
+    sys::{
+        signal::{Signal, kill},
+        stat::Mode,
+    },
+    unistd::{Pid, mkfifo},
 };
 
 use super::{
@@ -26,6 +32,13 @@ use super::{
 
 /// The names of the Task service.
 pub const SERVICES: [&str; 2] = ["containerd.task.v2.Task", "containerd.task.v3.Task"];
+
+/// The program under test, and the one that it is measured by.
+pub const OURS: &str = "containerd-shim-beta9-v2";
+pub const GOS: &str = "containerd-shim-runc-v2";
+
+/// The status code for a service or method that is not there.
+const UNIMPLEMENTED: i32 = 12;
 
 /// How long one call may take.
 const CALL: Duration = Duration::from_secs(30);
@@ -41,24 +54,47 @@ pub struct Refused {
 /// A bundle, and the shim that was started in it.
 pub struct Shim {
     daemon: Arc<Daemon>,
+    program: &'static str,
     id: String,
     bundle: PathBuf,
     socket: PathBuf,
+    /// The shim's log, which must have a reader.
+    log: File,
 }
 
 impl Shim {
-    /// Calls `start` in a new bundle with this config.json; what it printed if it failed.
+    /// Calls our shim's `start` in a new bundle with this config.json; what it printed if it failed.
     pub fn start(daemon: &Arc<Daemon>, id: &str, bundles: &Path, config: &[u8]) -> Result<Self, Output> {
+        Self::start_program(OURS, daemon, id, bundles, config)
+    }
+
+    /// As `start`, for either shim.
+    pub fn start_program(
+        program: &'static str,
+        daemon: &Arc<Daemon>,
+        id: &str,
+        bundles: &Path,
+        config: &[u8],
+    ) -> Result<Self, Output> {
         let bundle = bundles.join(id);
         fs::create_dir_all(bundle.join("rootfs")).unwrap();
         fs::write(bundle.join("config.json"), config).unwrap();
-        let mut line = daemon.shim_command(id);
+        // containerd makes it, and Go's shim does not start without it.
+        mkfifo(&bundle.join("log"), Mode::S_IRWXU).unwrap();
+        let log = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(bundle.join("log")).unwrap();
+        let mut line = daemon.shim_command(program, id);
         let output = command::start(line.arg("start").current_dir(&bundle), Some(b"")).finish(CALL);
         if output.code != 0 {
             return Err(output);
         }
-        let socket = PathBuf::from(output.text().trim().strip_prefix("unix://").unwrap());
-        Ok(Self { daemon: Arc::clone(daemon), id: id.into(), bundle, socket })
+        Ok(Self {
+            daemon: Arc::clone(daemon),
+            program,
+            id: id.into(),
+            bundle,
+            socket: address(output.text().trim()),
+            log,
+        })
     }
 
     pub fn id(&self) -> &str {
@@ -77,7 +113,11 @@ impl Shim {
 
     /// Calls a method of the Task service.
     pub fn call<R: Message>(&self, method: &str, request: &impl Message) -> Result<R, Refused> {
-        self.call_service(SERVICES[0], method, request)
+        // Go's later shims serve the later version alone.
+        match self.call_service(SERVICES[0], method, request) {
+            Err(Refused { code: UNIMPLEMENTED, .. }) => self.call_service(SERVICES[1], method, request),
+            answer => answer,
+        }
     }
 
     /// Calls a method of some service; that there is no answer at all is the trial's failure.
@@ -89,7 +129,7 @@ impl Shim {
         match answer {
             Ok(answer) => Ok(R::parse_from_bytes(&answer).unwrap()),
             Err(CallError::Refused { code, message }) => Err(Refused { code, message }),
-            Err(error) => panic!("{service}/{method}: {error}"),
+            Err(error) => panic!("{service}/{method}: {error}\n{}", self.log()),
         }
     }
 
@@ -109,11 +149,31 @@ impl Shim {
     pub fn shut_down(&self) {
         let request = ShutdownRequest { id: self.id.clone(), ..ShutdownRequest::default() };
         self.call::<Empty>("Shutdown", &request).unwrap();
-        eventually("the end of the shim", || self.daemon.shim(&self.id).is_none().then_some(()));
+        self.until_gone();
         assert!(!self.socket.exists(), "the socket was left");
         assert!(!self.bundle.join("beta9.json").exists(), "the decision record was left");
         assert_eq!(leaks::mounts_below(&self.bundle), [""; 0]);
     }
+
+    /// What it logged since the last look.
+    fn log(&self) -> String {
+        let mut said = Vec::new();
+        // It ends where there is nothing more yet.
+        let _ = (&self.log).read_to_end(&mut said);
+        String::from_utf8_lossy(&said).into_owned()
+    }
+
+    /// Waits until its process has ended.
+    pub fn until_gone(&self) {
+        eventually("the end of the shim", || self.daemon.shim(&self.id).is_none().then_some(()));
+    }
+}
+
+/// The socket in what `start` printed: a plain address, or JSON with one.
+fn address(printed: &str) -> PathBuf {
+    let json = serde_json::from_str::<serde_json::Value>(printed).ok();
+    let address = json.as_ref().and_then(|json| json["address"].as_str()).unwrap_or(printed);
+    address.strip_prefix("unix://").unwrap().into()
 }
 
 impl Drop for Shim {
@@ -121,7 +181,7 @@ impl Drop for Shim {
     fn drop(&mut self) {
         if let Some(server) = self.daemon.shim(&self.id) {
             let _ = kill(Pid::from_raw(server.pid), Signal::SIGKILL);
-            let mut line = self.daemon.shim_command(&self.id);
+            let mut line = self.daemon.shim_command(self.program, &self.id);
             let _ = command::start(line.arg("delete").current_dir(&self.bundle), Some(b"")).end(CALL);
         }
     }

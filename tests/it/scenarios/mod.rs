@@ -2,6 +2,7 @@
 //! case; where a runtime differs with reason, the function says so.
 
 mod choice;
+mod compare;
 mod exec;
 mod faults;
 mod gpu;
@@ -56,6 +57,7 @@ pub fn trials(house: &Arc<House>, cases: &[RuntimeCase]) -> Vec<Trial> {
     };
     add(&ALL, |_| true);
     add(&OURS, |case| case.ours);
+    add(&[compare::SCENARIOS], |case| case.ours && case.is_runc());
     add(&NVPROXY, RuntimeCase::knows_nvproxy);
     trials.push(Trial::test("beta9::the shim under test answers", || case::shim_answers().map_err(Failed::from)));
     trials

@@ -20,7 +20,7 @@ use crate::{
         Lab, bundle,
         daemon::Daemon,
         eventually,
-        shim::{Refused, SERVICES, Shim},
+        shim::{OURS, Refused, SERVICES, Shim},
     },
 };
 
@@ -197,7 +197,7 @@ fn ids(lab: &Lab, case: &RuntimeCase) {
         let bundle = bundles.join("bundle");
         fs::create_dir_all(&bundle).unwrap();
         fs::write(bundle.join("config.json"), "{}").unwrap();
-        let mut line = daemon.shim_command(id);
+        let mut line = daemon.shim_command(OURS, id);
         let begun = crate::lab::command::start(line.arg("start").current_dir(&bundle), Some(b""));
         begun.finish(crate::lab::PATIENCE).failure(&["is not valid"]);
         assert_eq!(fs::read_dir(&bundle).unwrap().count(), 1, "{id:?}");
