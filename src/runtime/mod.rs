@@ -16,12 +16,11 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use nix::errno::Errno;
-use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
-use tokio::io::Interest;
-use tokio::io::unix::AsyncFd;
+use nix::sys::inotify::AddWatchFlags;
 
 use crate::bundle::record::Record;
 use crate::bundle::{Bundle, Id};
+use crate::fd::PathWatch;
 use crate::runtime::command::{Command, CommandError, Output, Streams};
 pub use crate::runtime::error::RuntimeError;
 use crate::select::Runtime as Selected;
@@ -278,7 +277,8 @@ impl Runtime {
     ) -> Result<Started, RuntimeError> {
         let inner_pid_file = format!("{name}.inner-pid");
         args.extend(["--internal-pid-file".into(), path(&self.bundle.join(&inner_pid_file)), self.id.to_string()]);
-        let mut pid_files = Watch::on(self.bundle.path()).map_err(|error| self.cannot_spawn(error))?;
+        let written = AddWatchFlags::IN_CLOSE_WRITE | AddWatchFlags::IN_MOVED_TO;
+        let mut pid_files = PathWatch::on(self.bundle.path(), written).map_err(|error| self.cannot_spawn(error))?;
         let log = self.bundle.join(LOG);
         let mark = error::mark(&log);
         let mut running = self.command(args, streams, LONG).spawn(&self.reaper)?;
@@ -408,26 +408,6 @@ impl Runtime {
         let directory = args.iter().any(|arg| arg == CONSOLE).then(|| self.bundle.path().to_owned());
         let args = self.base.iter().cloned().chain(args).collect();
         Command { program: self.program.clone(), args, directory, streams, deadline }
-    }
-}
-
-/// Tells when a file of a directory was written.
-struct Watch(AsyncFd<OwnedFd>);
-
-impl Watch {
-    fn on(directory: &Path) -> io::Result<Self> {
-        let inotify = Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK)?;
-        inotify.add_watch(directory, AddWatchFlags::IN_CLOSE_WRITE | AddWatchFlags::IN_MOVED_TO)?;
-        Ok(Self(crate::fd::watch(inotify.into(), Interest::READABLE)?))
-    }
-
-    async fn changed(&mut self) {
-        if let Ok(mut ready) = self.0.readable().await {
-            // What changed does not matter; the event is taken out of the way.
-            let mut events = [0; 1024];
-            while nix::unistd::read(self.0.get_ref(), &mut events).is_ok_and(|count| count > 0) {}
-            ready.clear_ready();
-        }
     }
 }
 

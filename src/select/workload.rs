@@ -113,6 +113,21 @@ struct Linux {
     cgroups_path: Option<String>,
     devices: Option<Vec<Device>>,
     namespaces: Option<Vec<Namespace>>,
+    #[serde(rename = "uidMappings")]
+    uid_mappings: Option<Vec<Mapping>>,
+    #[serde(rename = "gidMappings")]
+    gid_mappings: Option<Vec<Mapping>>,
+}
+
+/// A range of ids in a user namespace.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+struct Mapping {
+    #[serde(rename = "containerID")]
+    inside: u32,
+    #[serde(rename = "hostID")]
+    outside: u32,
+    size: u32,
 }
 
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -133,6 +148,14 @@ struct Device {
 #[serde(default)]
 struct Process {
     env: Option<Vec<String>>,
+    user: Option<User>,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+struct User {
+    uid: u32,
+    gid: u32,
 }
 
 impl SpecView {
@@ -163,6 +186,19 @@ impl SpecView {
             namespace.kind.as_deref() == Some("pid") && namespace.path.as_deref().unwrap_or_default().is_empty()
         };
         !self.linux.iter().flat_map(|linux| &linux.namespaces).flatten().any(own)
+    }
+
+    /// The host's uid and gid of the container's user, if it is in a user namespace that maps both.
+    pub fn mapped_user(&self) -> Option<(u32, u32)> {
+        let linux = self.linux.as_ref()?;
+        let user = self.process.as_ref().and_then(|process| process.user.clone()).unwrap_or_default();
+        let outside = |mappings: &Option<Vec<Mapping>>, id: u32| {
+            mappings.iter().flatten().find_map(|mapping| {
+                let offset = id.checked_sub(mapping.inside).filter(|offset| *offset < mapping.size)?;
+                mapping.outside.checked_add(offset)
+            })
+        };
+        Some((outside(&linux.uid_mappings, user.uid)?, outside(&linux.gid_mappings, user.gid)?))
     }
 
     fn devices(&self) -> impl Iterator<Item = &str> {

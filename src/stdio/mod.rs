@@ -2,8 +2,11 @@
 //!
 //! Each stream is a pipe (or the terminal's master) with a task that moves its bytes. containerd's end may come and go:
 //! a fifo is held open from both sides here, so that its reader's absence is backpressure, never SIGPIPE or a lost byte.
+//! A logger alone has the pipes themselves.
 
 mod console;
+mod logger;
+mod name;
 mod relay;
 mod sink;
 
@@ -16,17 +19,21 @@ use std::time::Duration;
 
 use nix::fcntl::OFlag;
 use nix::libc;
-use nix::unistd::pipe2;
+use nix::unistd::{Gid, Uid, fchown, pipe2};
 use thiserror::Error;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
-use tokio::task::{AbortHandle, JoinSet};
+use tokio::sync::oneshot;
+use tokio::task::JoinSet;
 
 pub use console::{Console, ConsoleSocket};
-use relay::{feed_terminal, pour, splice_all};
+use logger::Logger;
+use name::Name;
+use relay::{Source, copy_all, deliver, splice_all};
 use sink::Sink;
 
 use crate::runtime::ProcessStreams;
+use crate::shim::reaper::Reaper;
 
 /// Where a process's streams go: as a Create or Exec request has them. Empty names mean /dev/null.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -35,10 +42,32 @@ pub struct StreamNames {
     pub stdin: String,
     /// A fifo, `file://` path or `binary://` logger to write to.
     pub stdout: String,
-    /// The same; unused with a terminal.
+    /// The same; unused with a terminal, and with a logger, which takes both.
     pub stderr: String,
     /// The process gets a terminal instead of three pipes.
     pub terminal: bool,
+}
+
+/// What the streams of all processes of a container have in common.
+#[derive(Clone)]
+pub struct Origin {
+    /// containerd's namespace, for loggers.
+    pub namespace: String,
+    /// The bundle, which loggers run in.
+    pub directory: PathBuf,
+    /// Whom the pipes belong to, if not to root.
+    pub owner: Option<Owner>,
+    /// It waits for loggers.
+    pub reaper: Reaper,
+}
+
+/// The host's ids of a user: a process that is not root, or root in a user namespace, can reopen its /dev/stdout only
+/// if the pipe is its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[expect(missing_docs, reason = "there is no more to say")]
+pub struct Owner {
+    pub uid: u32,
+    pub gid: u32,
 }
 
 /// Why a process's streams cannot be connected.
@@ -55,12 +84,38 @@ pub enum StdioError {
         error: io::Error,
     },
     /// The stream's name is of no known kind.
-    #[error("{stream} {name:?} is neither a path, nor file://, nor binary://")]
+    #[error("{stream} {name:?} {why}")]
     Name {
         /// stdin, stdout or stderr.
         stream: &'static str,
         /// The name.
         name: String,
+        /// What is wrong with it.
+        why: &'static str,
+    },
+    /// A logger's program cannot be run.
+    #[error("cannot run the logger {}: {error}", program.display())]
+    LoggerStart {
+        /// The program.
+        program: PathBuf,
+        /// The system's reason.
+        error: io::Error,
+    },
+    /// A logger gave up at once.
+    #[error("the logger {} {how} before it was ready; its own log or standard error may say why", program.display())]
+    LoggerDied {
+        /// The program.
+        program: PathBuf,
+        /// What happened, in words.
+        how: String,
+    },
+    /// A logger said nothing.
+    #[error("the logger {} was not ready within {limit:?}: it must close descriptor 5 when it is", program.display())]
+    LoggerNotReady {
+        /// The program.
+        program: PathBuf,
+        /// How long it had.
+        limit: Duration,
     },
     /// Pipes or the console failed.
     #[error("cannot {what}: {error}")]
@@ -75,65 +130,103 @@ pub enum StdioError {
     NoConsole(Duration),
 }
 
-/// The shim's side of a process's streams. Dropped, everything is closed and no task is left.
+/// The shim's side of a process's streams. Dropped, everything is closed and no task is left; a logger is killed unless
+/// the process was made (see [`Stdio::settle`]).
 #[derive(Default)]
 pub struct Stdio {
     outputs: JoinSet<()>,
-    input: Option<AbortHandle>,
+    /// For each output, when all of it has been delivered; its task may go on, holding it for a reader to come.
+    delivered: Vec<oneshot::Receiver<()>>,
     inputs: JoinSet<()>,
     /// Our own writing end of the stdin fifo: while it is open, a client that detaches does not end the input.
     stdin_open: Option<OwnedFd>,
     console: Option<Console>,
+    logger: Option<Logger>,
 }
 
 impl Stdio {
-    /// Connects three pipes. The process's ends are for the runtime's command line; our copies must be closed once it
-    /// runs, or the streams never end.
-    pub fn pipes(names: &StreamNames) -> Result<(Self, ProcessStreams), StdioError> {
+    /// Connects three pipes for the process `id`. Its ends are for the runtime's command line; our copies must be closed
+    /// once it runs, or the streams never end.
+    pub async fn pipes(names: &StreamNames, origin: &Origin, id: &str) -> Result<(Self, ProcessStreams), StdioError> {
         let mut stdio = Self::default();
         let mut streams = ProcessStreams::default();
+        let outputs = [Name::parse("stdout", &names.stdout)?, Name::parse("stderr", &names.stderr)?];
         if !names.stdin.is_empty() {
             let (fifo, writer) = open_input(&names.stdin)?;
-            let (theirs, ours) = pipe()?;
+            let (theirs, ours) = pipe(origin.owner)?;
+            let ours = watched(ours)?;
             stdio.stdin_open = Some(writer);
-            stdio.input = Some(stdio.inputs.spawn(splice_all(fifo, watched(ours)?)));
+            stdio.inputs.spawn(async move { splice_all(&fifo, &ours).await });
             streams.stdin = Some(theirs);
         }
-        for (stream, name, end) in
-            [("stdout", &names.stdout, &mut streams.stdout), ("stderr", &names.stderr, &mut streams.stderr)]
-        {
-            if name.is_empty() {
-                continue;
+        if let Name::Logger(name) = &outputs[0] {
+            let (logger, inputs) = Logger::start(name, origin, id).await?;
+            stdio.logger = Some(logger);
+            (streams.stdout, streams.stderr) = (Some(inputs.stdout), Some(inputs.stderr));
+            return Ok((stdio, streams));
+        }
+        let ends = [("stdout", &mut streams.stdout), ("stderr", &mut streams.stderr)];
+        for (name, (stream, end)) in outputs.iter().zip(ends) {
+            if matches!(name, Name::Logger(_)) {
+                let why = "is a logger, which takes both streams: it must be named as stdout";
+                return Err(StdioError::Name { stream, name: names.stderr.clone(), why });
             }
-            let sink = Sink::open(stream, name)?;
-            let (ours, theirs) = pipe()?;
-            let ours = watched(ours)?;
-            stdio.outputs.spawn(async move {
-                match sink {
-                    // Both are held to the end: the reader so that the fifo stays writable while containerd is away.
-                    Sink::Fifo { writer, reader: _reader } => splice_all(ours, writer).await,
-                    Sink::File(file) => pour(ours, Sink::File(file)).await,
-                }
-            });
+            let Some(sink) = Sink::open(stream, name)? else {
+                continue;
+            };
+            let (ours, theirs) = pipe(origin.owner)?;
+            stdio.output(Source::Pipe(watched(ours)?), sink);
             *end = Some(theirs);
         }
         Ok((stdio, streams))
     }
 
-    /// Connects a terminal that a runtime has sent.
-    pub fn terminal(names: &StreamNames, console: Console) -> Result<Self, StdioError> {
+    /// Connects a terminal that a runtime has sent for the process `id`.
+    pub async fn terminal(
+        names: &StreamNames,
+        console: Console,
+        origin: &Origin,
+        id: &str,
+    ) -> Result<Self, StdioError> {
         let mut stdio = Self::default();
+        let name = Name::parse("stdout", &names.stdout)?;
         if !names.stdin.is_empty() {
             let (fifo, writer) = open_input(&names.stdin)?;
+            let terminal = watched(console.duplicate()?)?;
             stdio.stdin_open = Some(writer);
-            stdio.input = Some(stdio.inputs.spawn(feed_terminal(fifo, watched(console.duplicate()?)?)));
+            stdio.inputs.spawn(async move { copy_all(&fifo, &terminal).await });
         }
-        if !names.stdout.is_empty() {
-            let sink = Sink::open("stdout", &names.stdout)?;
-            stdio.outputs.spawn(pour(watched(console.duplicate()?)?, sink));
+        let sink = if let Name::Logger(name) = &name {
+            let (logger, inputs) = Logger::start(name, origin, id).await?;
+            stdio.logger = Some(logger);
+            // A terminal has one stream; the other is at its end at once.
+            Some(Sink::Logger(watched(inputs.stdout)?))
+        } else {
+            Sink::open("stdout", &name)?
+        };
+        if let Some(sink) = sink {
+            stdio.output(Source::Terminal(watched(console.duplicate()?)?), sink);
         }
         stdio.console = Some(console);
         Ok(stdio)
+    }
+
+    /// Has everything delivered.
+    fn output(&mut self, source: Source, sink: Sink) {
+        let (delivered, all_delivered) = oneshot::channel();
+        self.delivered.push(all_delivered);
+        self.outputs.spawn(async move {
+            deliver(source, &sink).await;
+            let _ = delivered.send(());
+            sink.linger().await;
+        });
+    }
+
+    /// The process exists: from here on its logger ends with it, and not with this value.
+    pub fn settle(&mut self) {
+        if let Some(logger) = &mut self.logger {
+            logger.settle();
+        }
     }
 
     /// Ends the process's input, once what is in the fifo has been delivered. Without effect if it ended already.
@@ -147,18 +240,38 @@ impl Stdio {
     }
 
     /// Waits until the output of an ended process has been delivered, `limit` at most: a grandchild may hold the pipe,
-    /// and containerd may be away. Then everything is closed.
+    /// and containerd may be away. Then everything is closed. A logger has the same time to end by itself, and some
+    /// more to end when it is told to.
     pub async fn drain(mut self, limit: Duration) {
         self.inputs.abort_all();
-        let drained = async { while self.outputs.join_next().await.is_some() {} };
-        if tokio::time::timeout(limit, drained).await.is_err() {
-            log::warn!("output was still open when its process was deleted; the rest of it is not delivered");
+        let drained = tokio::time::timeout(limit, async {
+            for delivered in &mut self.delivered {
+                let _ = delivered.await;
+            }
+            // Their ends close the pipe of a logger that reads a terminal.
+            while self.logger.is_some() && self.outputs.join_next().await.is_some() {}
+            if let Some(logger) = &mut self.logger {
+                logger.ended().await;
+            }
+        });
+        if drained.await.is_ok() {
+            return;
+        }
+        self.outputs.shutdown().await;
+        match self.logger.take() {
+            Some(logger) => logger.finish().await,
+            None => {
+                log::warn!("output was still open when its process was deleted; the rest of it is not delivered");
+            }
         }
     }
 }
 
 /// Opens the fifo of an input, and its writing end, which keeps it from ending when a client detaches.
 fn open_input(name: &str) -> Result<(AsyncFd<OwnedFd>, OwnedFd), StdioError> {
+    if !name.starts_with('/') {
+        return Err(StdioError::Name { stream: "stdin", name: name.to_owned(), why: "is not an absolute path" });
+    }
     let fail = |error| StdioError::Open { stream: "stdin", path: name.into(), error };
     // Without waiting for a writer; and there is a reader then, so that the second does not fail.
     let reader = open_nonblocking(Path::new(name), OFlag::O_RDONLY).map_err(fail)?;
@@ -176,8 +289,14 @@ fn open_nonblocking(path: &Path, mode: OFlag) -> io::Result<OwnedFd> {
 }
 
 /// A pipe: the reading end and the writing end. The process's end must block, ours must not; `watched` sees to ours.
-fn pipe() -> Result<(OwnedFd, OwnedFd), StdioError> {
-    pipe2(OFlag::O_CLOEXEC).map_err(|error| StdioError::Io { what: "make a pipe", error: error.into() })
+fn pipe(owner: Option<Owner>) -> Result<(OwnedFd, OwnedFd), StdioError> {
+    let io = |what| move |error: nix::Error| StdioError::Io { what, error: error.into() };
+    let (reader, writer) = pipe2(OFlag::O_CLOEXEC).map_err(io("make a pipe"))?;
+    if let Some(Owner { uid, gid }) = owner {
+        // Both ends are of one inode.
+        fchown(&writer, Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid))).map_err(io("give a pipe to its user"))?;
+    }
+    Ok((reader, writer))
 }
 
 /// Makes a descriptor non-blocking and known to the event loop.

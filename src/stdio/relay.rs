@@ -1,10 +1,9 @@
 //! The tasks that move bytes between a process and containerd.
 //!
-//! Between pipes the bytes stay in the kernel (splice(2)). Terminals and files cannot be spliced and are copied
-//! through a small buffer that exists only while there is something to copy.
+//! Between pipes the bytes stay in the kernel (splice(2)). Terminals and files that are appended to cannot be spliced
+//! and are copied through a small buffer that exists only while there is something to copy.
 
 use std::fs::File;
-use std::io::{self, Write as _};
 use std::os::fd::{AsFd, OwnedFd};
 
 use nix::errno::Errno;
@@ -13,19 +12,44 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::unistd::{read, write};
 use tokio::io::unix::AsyncFd;
 
-use super::sink::Sink;
+use super::sink::{Fifo, Sink, append};
 
 /// The most that one splice moves: a pipe's default capacity is 64 KiB, and one enlarged by its owner holds 1 MiB.
 const CHUNK: usize = 1 << 20;
+/// What a terminal gives at once at most.
 const BUFFER: usize = 4096;
+/// What is taken from a pipe for a file.
+const FILE_BUFFER: usize = 32 << 10;
 /// The capacity of a pipe that is worth it: one that was found half full.
 const WIDE: i32 = 256 << 10;
 const BUSY: usize = 32 << 10;
 
 type Watched = AsyncFd<OwnedFd>;
 
+/// Where a process's output comes from.
+pub(super) enum Source {
+    /// A pipe.
+    Pipe(Watched),
+    /// The master side of a terminal.
+    Terminal(Watched),
+}
+
+/// Moves everything to where it goes, to the end of the source or the loss of the sink.
+pub(super) async fn deliver(source: Source, sink: &Sink) {
+    match (source, sink) {
+        (Source::Pipe(from), Sink::Fifo(Fifo { writer, .. }) | Sink::Logger(writer)) => {
+            splice_all(&from, writer).await;
+        }
+        (Source::Pipe(from), Sink::File(file)) => append_all(&from, file, FILE_BUFFER).await,
+        (Source::Terminal(from), Sink::Fifo(Fifo { writer, .. }) | Sink::Logger(writer)) => {
+            copy_all(&from, writer).await;
+        }
+        (Source::Terminal(from), Sink::File(file)) => append_all(&from, file, BUFFER).await,
+    }
+}
+
 /// Moves everything from one pipe to another, to the end of the first or the loss of the second.
-pub(super) async fn splice_all(from: Watched, to: Watched) {
+pub(super) async fn splice_all(from: &Watched, to: &Watched) {
     let mut widened = false;
     loop {
         let Ok(mut readable) = from.readable().await else {
@@ -35,13 +59,13 @@ pub(super) async fn splice_all(from: Watched, to: Watched) {
             Ok(0) => return,
             Ok(moved) if moved >= BUSY && !widened => {
                 widened = true;
-                widen(&from);
-                widen(&to);
+                widen(from);
+                widen(to);
             }
             Ok(_) | Err(Errno::EINTR) => {}
             // One error for both "nothing to read" and "no room to write".
-            Err(Errno::EAGAIN) if is_ready(&from, PollFlags::POLLIN) => {
-                if !room_in(&to).await {
+            Err(Errno::EAGAIN) if is_ready(from, PollFlags::POLLIN) => {
+                if !room_in(to).await {
                     return;
                 }
             }
@@ -57,37 +81,36 @@ fn widen(pipe: &Watched) {
     let _ = fcntl(pipe.get_ref(), FcntlArg::F_SETPIPE_SZ(WIDE));
 }
 
-/// Copies everything from a terminal or pipe to a sink.
-pub(super) async fn pour(from: Watched, sink: Sink) {
-    while let Some(bytes) = receive(&from).await {
-        let delivered = match &sink {
-            Sink::Fifo { writer, .. } => send(writer, &bytes).await,
-            Sink::File(file) => append(file, &bytes),
-        };
-        if let Err(error) = delivered {
+/// Copies everything from or to a terminal.
+pub(super) async fn copy_all(from: &Watched, to: &Watched) {
+    let mut buffer = Vec::new();
+    while let Some(count) = receive(from, &mut buffer, BUFFER).await {
+        if let Err(error) = send(to, &buffer[..count]).await {
             return lost(error);
         }
     }
 }
 
-/// Copies everything from a fifo to a terminal.
-pub(super) async fn feed_terminal(from: Watched, terminal: Watched) {
-    while let Some(bytes) = receive(&from).await {
-        if let Err(error) = send(&terminal, &bytes).await {
-            return lost(error);
-        }
+async fn append_all(from: &Watched, file: &File, size: usize) {
+    let (mut buffer, mut failed) = (Vec::new(), false);
+    while let Some(count) = receive(from, &mut buffer, size).await {
+        append(file, &buffer[..count], &mut failed);
     }
 }
 
-/// The next bytes; `None` at the end. A terminal whose last process has closed it ends with EIO.
-async fn receive(from: &Watched) -> Option<Vec<u8>> {
+/// Receives the next bytes into the buffer, which is given back while there are none; `None` at the end. A terminal
+/// whose last process has closed it ends with EIO.
+async fn receive(from: &Watched, buffer: &mut Vec<u8>, size: usize) -> Option<usize> {
     loop {
         let mut readable = from.readable().await.ok()?;
-        let mut buffer = [0; BUFFER];
-        match read(from.get_ref(), &mut buffer) {
+        buffer.resize(size, 0);
+        match read(from.get_ref(), buffer) {
             Ok(0) => return None,
-            Ok(count) => return Some(buffer[..count].to_vec()),
-            Err(Errno::EAGAIN) => readable.clear_ready(),
+            Ok(count) => return Some(count),
+            Err(Errno::EAGAIN) => {
+                *buffer = Vec::new();
+                readable.clear_ready();
+            }
             Err(Errno::EINTR) => {}
             Err(_) => return None,
         }
@@ -108,10 +131,6 @@ async fn send(to: &Watched, mut bytes: &[u8]) -> Result<(), Errno> {
         }
     }
     Ok(())
-}
-
-fn append(mut file: &File, bytes: &[u8]) -> Result<(), Errno> {
-    file.write_all(bytes).map_err(|error: io::Error| error.raw_os_error().map_or(Errno::EIO, Errno::from_raw))
 }
 
 /// Waits for room; `false` if the event loop is gone.

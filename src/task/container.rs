@@ -23,7 +23,7 @@ use crate::cgroup::{Cgroup, OomWatch};
 use crate::events::{Events, timestamp};
 use crate::runtime::{ExecStreams, ProcessStreams, Runtime, RuntimeError, Started, Target};
 use crate::shim::reaper::{Claim, Exit};
-use crate::stdio::{Console, ConsoleSocket, Stdio, StdioError, StreamNames};
+use crate::stdio::{Console, ConsoleSocket, Origin, Stdio, StdioError, StreamNames};
 
 /// How long a deleted process's output may take to be delivered. containerd's CRI gives its exit handling, in which
 /// this is one step, ten seconds.
@@ -142,6 +142,8 @@ pub(super) struct Container {
     cgroup: Cgroup,
     oom: Option<OomWatch>,
     shares_pids: bool,
+    /// For the streams of execs.
+    origin: Origin,
     pausing: bool,
     paused: bool,
     /// A lifecycle command is under way; the others wait.
@@ -169,6 +171,7 @@ impl Container {
         cgroup: Cgroup,
         oom: Option<OomWatch>,
         shares_pids: bool,
+        origin: Origin,
     ) -> Self {
         let (mailbox, messages) = mpsc::unbounded_channel();
         Self {
@@ -184,6 +187,7 @@ impl Container {
             cgroup,
             oom,
             shares_pids,
+            origin,
             pausing: false,
             paused: false,
             busy: false,
@@ -567,9 +571,9 @@ impl Container {
         self.exec_count += 1;
         let name = format!("exec-{}", self.exec_count);
         let spec = self.exec_specs.remove(&id).unwrap_or_default();
-        let (runtime, bundle) = (self.runtime.clone(), self.bundle.clone());
+        let (runtime, bundle, origin) = (self.runtime.clone(), self.bundle.clone(), self.origin.clone());
         self.report(async move {
-            let result = run_exec(&runtime, &bundle, &name, &spec, &names).await;
+            let result = run_exec(&runtime, &bundle, &name, &spec, &names, &origin, &id).await;
             Report::ExecStarted(id, result, reply)
         });
     }
@@ -809,6 +813,8 @@ async fn run_exec(
     name: &str,
     spec: &[u8],
     names: &StreamNames,
+    origin: &Origin,
+    id: &Id,
 ) -> Result<(Started, Stdio), TaskError> {
     let file = format!("{name}.json");
     bundle.write(&file, spec)?;
@@ -818,14 +824,14 @@ async fn run_exec(
             // runsc takes a console socket only with --detach, which we do not use.
             let (console, terminal) = Console::pair()?;
             let started = runtime.exec(name, &path, ExecStreams::Terminal(terminal)).await?;
-            Ok((started, Stdio::terminal(names, console)?))
+            Ok((started, Stdio::terminal(names, console, origin, id.as_str()).await?))
         } else if names.terminal {
             let socket = ConsoleSocket::listen(bundle.path(), &format!("{name}.sock"))?;
             let started = runtime.exec(name, &path, ExecStreams::Socket(socket.name())).await?;
             let console = socket.receive().await?;
-            Ok((started, Stdio::terminal(names, console)?))
+            Ok((started, Stdio::terminal(names, console, origin, id.as_str()).await?))
         } else {
-            let (stdio, streams) = Stdio::pipes(names)?;
+            let (stdio, streams) = Stdio::pipes(names, origin, id.as_str()).await?;
             Ok((runtime.exec(name, &path, ExecStreams::Pipes(streams)).await?, stdio))
         }
     };

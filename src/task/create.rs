@@ -15,11 +15,11 @@ use crate::bundle::record::Record;
 use crate::bundle::{Annotations, Bundle, Id, rewrite, rootfs};
 use crate::cgroup::{Cgroup, OomWatch};
 use crate::config::file::{ENVIRONMENT, load};
-use crate::config::{ContainerRuntime, HandlerOptions};
+use crate::config::{ContainerRuntime, HandlerOptions, RuncOptions};
 use crate::runtime::{ProcessStreams, Runtime, Started, probe};
 use crate::select::{Decision, SpecView, Workload, plan};
 use crate::shim::log::emit;
-use crate::stdio::{ConsoleSocket, Stdio, StreamNames};
+use crate::stdio::{ConsoleSocket, Origin, Owner, Stdio, StreamNames};
 
 /// The name of the console socket in the bundle.
 const CONSOLE: &str = "console.sock";
@@ -90,7 +90,13 @@ pub(super) async fn create(
         }
     }
     rootfs::mount_all(&request.rootfs, &bundle.rootfs())?;
-    let (started, stdio, held) = start_process(&runtime, bundle, names).await?;
+    let origin = Origin {
+        namespace: shim.namespace.clone(),
+        directory: bundle.path().to_owned(),
+        owner: pipe_owner(&options.runc, &spec),
+        reaper: shim.reaper.clone(),
+    };
+    let (started, stdio, held) = start_process(&runtime, bundle, names, &origin, id.as_str()).await?;
 
     let made = async {
         let cgroup = Cgroup::of_pid(started.pid)?;
@@ -127,7 +133,19 @@ pub(super) async fn create(
     });
     let init = Process::created(Some(started.pid), names.clone(), Some(stdio));
     let shares_pids = spec.shares_pids();
-    Ok(Container::new(shim, id.clone(), bundle.clone(), runtime, init, started.exit, held, cgroup, oom, shares_pids))
+    Ok(Container::new(
+        shim,
+        id.clone(),
+        bundle.clone(),
+        runtime,
+        init,
+        started.exit,
+        held,
+        cgroup,
+        oom,
+        shares_pids,
+        origin,
+    ))
 }
 
 /// Has the runtime create the container with its streams. Streams that are for a later start are held back.
@@ -135,11 +153,14 @@ async fn start_process(
     runtime: &Runtime,
     bundle: &Bundle,
     names: &StreamNames,
+    origin: &Origin,
+    id: &str,
 ) -> Result<(Started, Stdio, Option<ProcessStreams>), TaskError> {
     if names.terminal {
         let socket = ConsoleSocket::listen(bundle.path(), CONSOLE)?;
         let started = runtime.create(ProcessStreams::default(), Some(socket.name())).await?;
-        let stdio = match socket.receive().await.and_then(|console| Stdio::terminal(names, console)) {
+        let connect = async { Stdio::terminal(names, socket.receive().await?, origin, id).await };
+        let stdio = match connect.await {
             Ok(stdio) => stdio,
             Err(error) => {
                 let _ = runtime.delete(true).await;
@@ -148,13 +169,22 @@ async fn start_process(
         };
         return Ok((started, stdio, None));
     }
-    let (stdio, streams) = Stdio::pipes(names)?;
+    let (stdio, streams) = Stdio::pipes(names, origin, id).await?;
     if runtime.is_in_sandbox() {
         let started = runtime.create(ProcessStreams::default(), None).await?;
         return Ok((started, stdio, Some(streams)));
     }
     let started = runtime.create(streams, None).await?;
     Ok((started, stdio, None))
+}
+
+/// Whom a container's pipes are to belong to: as the options say, else the user of its init if that is in a user
+/// namespace. Outside of one runc gives them to the user itself.
+fn pipe_owner(options: &RuncOptions, spec: &SpecView) -> Option<Owner> {
+    match (options.io_uid, options.io_gid) {
+        (0, 0) => spec.mapped_user().map(|(uid, gid)| Owner { uid, gid }),
+        (uid, gid) => Some(Owner { uid, gid }),
+    }
 }
 
 /// The pod's decision, made by its first container.

@@ -34,12 +34,16 @@ pub(super) struct Process {
 }
 
 impl Process {
-    pub(super) fn created(pid: Option<i32>, names: StreamNames, stdio: Option<Stdio>) -> Self {
+    pub(super) fn created(pid: Option<i32>, names: StreamNames, mut stdio: Option<Stdio>) -> Self {
+        if let Some(stdio) = &mut stdio {
+            stdio.settle();
+        }
         Self { state: State::Created { pid }, names, stdio, stdin_closed: false, inner_pid: None, waiters: Vec::new() }
     }
 
     /// Gives it its streams.
     pub(super) fn connect(&mut self, mut stdio: Stdio) {
+        stdio.settle();
         if self.stdin_closed {
             stdio.close_stdin();
         }

@@ -10,6 +10,7 @@ mod hang;
 mod io;
 mod life;
 mod limits;
+mod loggers;
 mod outage;
 mod protocol;
 mod run;
@@ -29,7 +30,7 @@ use crate::{
 type Scenario = (&'static str, fn(&Lab, &RuntimeCase));
 
 /// What every shim has to do.
-const ALL: [&[Scenario]; 9] = [
+const ALL: [&[Scenario]; 10] = [
     run::SCENARIOS,
     io::SCENARIOS,
     exec::SCENARIOS,
@@ -39,10 +40,11 @@ const ALL: [&[Scenario]; 9] = [
     limits::SCENARIOS,
     outage::SCENARIOS,
     faults::SCENARIOS,
+    loggers::SCENARIOS,
 ];
 
 /// What only ours can.
-const OURS: [&[Scenario]; 4] = [choice::SCENARIOS, hang::SCENARIOS, gpu::SCENARIOS, protocol::SCENARIOS];
+const OURS: [&[Scenario]; 5] = [choice::SCENARIOS, hang::SCENARIOS, gpu::SCENARIOS, protocol::SCENARIOS, loggers::OURS];
 
 /// What only ours can, where gVisor knows nvproxy.
 const NVPROXY: [&[Scenario]; 1] = [gpu::NVPROXY];

@@ -53,9 +53,15 @@ fn daemon(lab: &Lab, case: &RuntimeCase) -> Arc<Daemon> {
 
 /// A shim for a container that runs this command.
 fn shim(lab: &Lab, case: &RuntimeCase, command: &[&str]) -> Shim {
+    shim_with(lab, case, command, |_| {})
+}
+
+/// The same with a changed spec.
+pub fn shim_with(lab: &Lab, case: &RuntimeCase, command: &[&str], change: impl FnOnce(&mut serde_json::Value)) -> Shim {
     let daemon = daemon(lab, case);
     let id = lab.id("direct");
-    let spec = bundle::spec(&lab.rootfs(), &format!("/{}/{id}", daemon.namespace()), command);
+    let mut spec = bundle::spec(&lab.rootfs(), &format!("/{}/{id}", daemon.namespace()), command);
+    change(&mut spec);
     Shim::start(&daemon, &id, &lab.dir("bundles"), spec.to_string().as_bytes()).unwrap()
 }
 
@@ -64,7 +70,7 @@ fn create(shim: &Shim) -> Result<CreateTaskResponse, Refused> {
 }
 
 /// Ends the container of this shim, from kill to delete, and then the shim.
-fn end(shim: &Shim) {
+pub fn end(shim: &Shim) {
     let id = shim.id().to_owned();
     let kill = KillRequest { id: id.clone(), signal: 9, ..KillRequest::default() };
     let _: Result<Empty, _> = shim.call("Kill", &kill);
