@@ -10,6 +10,7 @@ pub mod bundle;
 pub mod cgroup;
 pub mod cli;
 pub mod config;
+mod cwd;
 pub mod events;
 mod fd;
 pub mod rpc;

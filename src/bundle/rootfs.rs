@@ -12,6 +12,8 @@ use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use thiserror::Error;
 
+use crate::cwd::Within;
+
 /// mount(2) takes one page of options at most, the terminating zero included.
 const LONGEST_OPTIONS: usize = 4095;
 
@@ -118,7 +120,10 @@ fn mount_one(request: &Mount, rootfs: &Path) -> Result<(), MountError> {
     };
     match directory {
         None => call().map_err(failed)?,
-        Some(directory) => within(&directory, call).map_err(failed)?,
+        Some(directory) => {
+            let _there = Within::enter(&directory).map_err(failed)?;
+            call().map_err(failed)?;
+        }
     }
     // Linux ignores most flags on the bind itself (mount(2)): they take a second call.
     if options.needs_remount() {
@@ -143,15 +148,6 @@ fn inside(rootfs: &Path, target: &str) -> Result<(PathBuf, Option<OwnedFd>), Mou
     let how = OpenHow::new().flags(OFlag::O_PATH | OFlag::O_CLOEXEC).resolve(ResolveFlag::RESOLVE_IN_ROOT);
     let point = openat2(&root, relative, how).map_err(outside)?;
     Ok((format!("/proc/self/fd/{}", point.as_raw_fd()).into(), Some(point)))
-}
-
-/// Runs `call` with another working directory. The shim has one thread, so nobody else sees it.
-fn within(directory: &Path, call: impl FnOnce() -> nix::Result<()>) -> nix::Result<()> {
-    let back = nix::unistd::getcwd()?;
-    nix::unistd::chdir(directory)?;
-    let result = call();
-    nix::unistd::chdir(&back)?;
-    result
 }
 
 /// fstab-style options, taken apart as mount(8) does.

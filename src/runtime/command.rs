@@ -17,6 +17,7 @@ use thiserror::Error;
 use tokio::net::unix::pipe;
 use tokio::time::{Instant, timeout_at};
 
+use crate::cwd::Within;
 use crate::shim::reaper::{Claim, Exit, Reaper};
 
 /// The longest standard output that is kept: the JSON of a state, a process list, statistics.
@@ -33,7 +34,7 @@ pub struct Command {
     pub program: String,
     /// Its arguments.
     pub args: Vec<String>,
-    /// Its working directory; the shim's if absent.
+    /// Its working directory; the shim's if absent, or gone.
     pub directory: Option<PathBuf>,
     /// What it gets as its standard streams.
     pub streams: Streams,
@@ -75,7 +76,7 @@ pub struct Output {
 #[derive(Debug, Error)]
 pub enum CommandError {
     /// It could not be started.
-    #[error("cannot run {program}: {error}")]
+    #[error("cannot run \"{program}\": {error}")]
     Spawn {
         /// The program.
         program: String,
@@ -144,9 +145,6 @@ impl Command {
         } else {
             process.process_group(0);
         }
-        if let Some(directory) = &self.directory {
-            process.current_dir(directory);
-        }
         let mut outputs = [None, None];
         match std::mem::take(&mut self.streams) {
             Streams::Given { stdin, stdout, stderr } => {
@@ -176,7 +174,11 @@ impl Command {
 
     fn spawn_prepared(&self, mut process: Process, reaper: &Reaper) -> Result<Running, CommandError> {
         log::debug!(command = self.line().as_str(); "running");
+        // Not by `Process::current_dir`, which would cost a fork. What is left of a container whose bundle is gone can be
+        // deleted from anywhere.
+        let there = self.directory.as_deref().map(Within::enter);
         let spawned = process.spawn();
+        drop(there);
         // Our copies of its descriptors go now: a pipe has its end when the child's side alone is closed.
         drop(process);
         let child = spawned.map_err(|error| self.cannot_spawn(error))?;

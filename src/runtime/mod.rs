@@ -403,9 +403,9 @@ impl Runtime {
     }
 
     fn command(&self, args: Vec<String>, streams: Streams, deadline: Duration) -> Command {
-        // A console socket is named relative to the bundle: a socket's path has 107 bytes at most. Everything else is
-        // absolute, and a directory of its own would cost the process a fork.
-        let directory = args.iter().any(|arg| arg == CONSOLE).then(|| self.bundle.path().to_owned());
+        // In the bundle: that is where a wrapper of a runtime looks for config.json, and a console socket is named
+        // relative to it, since a socket's path has 107 bytes at most.
+        let directory = Some(self.bundle.path().to_owned());
         let args = self.base.iter().cloned().chain(args).collect();
         Command { program: self.program.clone(), args, directory, streams, deadline }
     }

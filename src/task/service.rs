@@ -18,6 +18,7 @@ use containerd_shim_protos::protobuf::well_known_types::empty::Empty;
 use containerd_shim_protos::protobuf::{Message as _, MessageField};
 use containerd_shim_protos::shim::oci::ProcessDetails;
 use containerd_shim_protos::shim_async::{Task, create_task};
+use serde_json::{Map, Value};
 use tokio::sync::oneshot;
 use ttrpc::r#async::TtrpcContext;
 
@@ -169,10 +170,8 @@ impl Task for TaskService {
 
     async fn exec(&self, _: &TtrpcContext, request: ExecProcessRequest) -> Answer<Empty> {
         let id = Id::parse(&request.exec_id).map_err(TaskError::from)?;
-        let spec = request.spec.into_option().unwrap_or_default().value;
-        if serde_json::from_slice::<serde::de::IgnoredAny>(&spec).is_err() {
-            return Err(TaskError::Invalid(format!("the spec of exec {id} is not JSON")).into());
-        }
+        let spec = process_spec(request.spec.into_option().unwrap_or_default().value, request.terminal)
+            .ok_or_else(|| TaskError::Invalid(format!("the spec of exec {id} is not a process in JSON")))?;
         let names = StreamNames {
             stdin: request.stdin,
             stdout: request.stdout,
@@ -260,5 +259,38 @@ impl Task for TaskService {
         self.pod.send(Message::Shutdown(reply));
         let _ = ends.await;
         Ok(Empty::new())
+    }
+}
+
+/// An exec's spec, with the terminal that the request asks for: clients set it there alone. `None` if it is no object.
+fn process_spec(spec: Vec<u8>, terminal: bool) -> Option<Vec<u8>> {
+    let mut process: Map<String, Value> = serde_json::from_slice(&spec).ok()?;
+    if process.get("terminal").and_then(Value::as_bool).unwrap_or_default() == terminal {
+        return Some(spec);
+    }
+    process.insert("terminal".into(), terminal.into());
+    serde_json::to_vec(&process).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_exec_has_the_terminal_that_its_request_asks_for() {
+        let cases: [(&str, bool, Option<&str>); 8] = [
+            (r#"{"args": ["a"]}"#, false, Some(r#"{"args": ["a"]}"#)),
+            (r#"{"args":["a"]}"#, true, Some(r#"{"args":["a"],"terminal":true}"#)),
+            (r#"{"terminal": true}"#, true, Some(r#"{"terminal": true}"#)),
+            (r#"{"terminal":true}"#, false, Some(r#"{"terminal":false}"#)),
+            (r#"{"terminal":"odd"}"#, true, Some(r#"{"terminal":true}"#)),
+            ("[]", true, None),
+            ("}{", false, None),
+            ("", false, None),
+        ];
+        for (spec, terminal, expected) in cases {
+            let given = process_spec(spec.into(), terminal);
+            assert_eq!(given.as_deref(), expected.map(str::as_bytes), "{spec}, {terminal}");
+        }
     }
 }

@@ -1,6 +1,6 @@
 #!/bin/sh
 # A runtime for tests. It writes its arguments to a file of its own in calls/ (each ended by a NUL; the names sort by time),
-# and beside that, for create, the config.json that it found, named likewise with `.json`; then does what the file `behaviour` beside it says, and what is not forbidden there is done by the program that `real` links to.
+# and beside that its working directory, named likewise with `.cwd`, and for create the config.json that it found, with `.json`; then does what the file `behaviour` beside it says, and what is not forbidden there is done by the program that `real` links to.
 # Its place is its only configuration, because a shim may clear the environment. The lines of `behaviour`:
 #
 #   drop PATTERN            remove global flags that match, for a real one that does not know them
@@ -18,6 +18,7 @@ here=${program%/*}
 call="$here/calls/$(date +%s%N).$$"
 # Renamed into its place, so that nobody reads half a call. Names count up: `sort` is the order of the calls.
 printf '%s\0' "$@" >"$call.part"
+pwd >"${call%.*}-$$.cwd"
 mv "$call.part" "${call%.*}-$$"
 
 subcommand= log= bundle= previous=

@@ -2,6 +2,7 @@
 //! over to the real one. The program itself is `tests/fake/runtime.sh`.
 
 use std::{
+    ffi::OsStr,
     fs,
     os::unix::fs::symlink,
     path::{Path, PathBuf},
@@ -39,23 +40,31 @@ impl Fake {
 
     /// The arguments of each call so far, in the order of the calls.
     pub fn calls(&self) -> Vec<Vec<String>> {
-        let mut files: Vec<_> =
-            fs::read_dir(self.dir.join("calls")).unwrap().map(|entry| entry.unwrap().path()).collect();
-        files.retain(|file| file.extension().is_none());
-        files.sort();
         let arguments = |file: &PathBuf| {
             String::from_utf8_lossy(&fs::read(file).unwrap()).split_terminator('\0').map(String::from).collect()
         };
-        files.iter().map(arguments).collect()
+        self.records(None).iter().map(arguments).collect()
+    }
+
+    /// The working directory of each call so far, in the order of the calls.
+    pub fn directories(&self) -> Vec<PathBuf> {
+        let directory = |file: &PathBuf| fs::read_to_string(file).unwrap().trim_end().into();
+        self.records(Some("cwd")).iter().map(directory).collect()
     }
 
     /// The config.json that each create so far found, in the order of the calls.
     pub fn specs(&self) -> Vec<Value> {
+        let spec = |file: &PathBuf| serde_json::from_slice(&fs::read(file).unwrap()).unwrap();
+        self.records(Some("json")).iter().map(spec).collect()
+    }
+
+    /// The files of this kind that the calls so far left, in the order of the calls.
+    fn records(&self, extension: Option<&str>) -> Vec<PathBuf> {
         let mut files: Vec<_> =
             fs::read_dir(self.dir.join("calls")).unwrap().map(|entry| entry.unwrap().path()).collect();
-        files.retain(|file| file.extension().is_some_and(|extension| extension == "json"));
+        files.retain(|file| file.extension() == extension.map(OsStr::new));
         files.sort();
-        files.iter().map(|file| serde_json::from_slice(&fs::read(file).unwrap()).unwrap()).collect()
+        files
     }
 }
 

@@ -10,6 +10,7 @@ use crate::{
 
 pub const SCENARIOS: &[Scenario] = &[
     ("a runtime is called once to create and once to start, always with the same root", calls),
+    ("a runtime is called in its container's bundle, where a wrapper looks for config.json", directory),
     ("a runtime that fails is an error with its own words", fails),
     ("a runtime that dies is an error, and leaves nothing", dies),
     ("a runtime that is slow is waited for", slow),
@@ -38,6 +39,18 @@ fn calls(lab: &Lab, case: &RuntimeCase) {
     let mut roots: Vec<_> = calls.iter().filter_map(root).collect();
     roots.dedup();
     assert_eq!(roots.len(), 1, "{calls:?}");
+}
+
+fn directory(lab: &Lab, case: &RuntimeCase) {
+    let (daemon, fake) = with_fake(lab, case);
+    let container = lab.container(&daemon, "directory");
+    container.run(case, &[], &["true"]).success();
+    let (calls, directories) = (fake.calls(), fake.directories());
+    // Whoever asks a runtime for its version or features may do that anywhere.
+    for verb in ["create", "start", "delete"] {
+        let at = calls.iter().position(|call| call.iter().any(|argument| argument == verb)).unwrap();
+        assert_eq!(directories[at], daemon.bundle(container.id()), "{verb}");
+    }
 }
 
 fn fails(lab: &Lab, case: &RuntimeCase) {

@@ -33,6 +33,7 @@ pub const SCENARIOS: &[Scenario] = &[
     ("an id that is no name is refused wherever it comes, and leaves nothing", ids),
     ("a config.json that is not JSON fails the start, and leaves no shim", no_json),
     ("a config.json that breaks after the start fails the create, and leaves nothing", broken_later),
+    ("an exec has a terminal if its request asks for one, whatever its spec says", exec_terminal),
     ("runc gets a spec byte for byte as its author wrote it, gVisor without what it must not heed", untouched),
 ];
 
@@ -235,6 +236,38 @@ fn broken_later(lab: &Lab, case: &RuntimeCase) {
     }
     fs::write(&file, good).unwrap();
     create(&shim).unwrap();
+    end(&shim);
+}
+
+fn exec_terminal(lab: &Lab, case: &RuntimeCase) {
+    let shim = shim(lab, case, &["sleep", "1000"]);
+    let id = shim.id().to_owned();
+    create(&shim).unwrap();
+    shim.call::<StartResponse>("Start", &StartRequest { id: id.clone(), ..StartRequest::default() }).unwrap();
+    for (name, asked, mut process) in [
+        ("silent", true, json!({})),
+        ("contrary", true, json!({"terminal": false})),
+        ("eager", false, json!({"terminal": true})),
+        ("modest", false, json!({})),
+    ] {
+        process["user"] = json!({"uid": 0, "gid": 0});
+        process["args"] = json!(["sh", "-c", "test -t 0 && exit 7; exit 8"]);
+        process["env"] = json!(["PATH=/bin"]);
+        process["cwd"] = json!("/");
+        let exec = ExecProcessRequest {
+            id: id.clone(),
+            exec_id: name.into(),
+            terminal: asked,
+            spec: MessageField::some(Any { value: process.to_string().into_bytes(), ..Any::default() }),
+            ..ExecProcessRequest::default()
+        };
+        shim.call::<Empty>("Exec", &exec).unwrap();
+        let start = StartRequest { id: id.clone(), exec_id: name.into(), ..StartRequest::default() };
+        shim.call::<StartResponse>("Start", &start).unwrap();
+        let wait = WaitRequest { id: id.clone(), exec_id: name.into(), ..WaitRequest::default() };
+        let exit = shim.call::<WaitResponse>("Wait", &wait).unwrap();
+        assert_eq!(exit.exit_status, if asked { 7 } else { 8 }, "{name}");
+    }
     end(&shim);
 }
 
