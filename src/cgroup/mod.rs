@@ -65,6 +65,14 @@ pub enum Error {
         /// The system's reason.
         source: io::Error,
     },
+    /// This process could not be moved into a cgroup.
+    #[error("join {path}: {source}")]
+    Join {
+        /// The file that was written.
+        path: PathBuf,
+        /// The system's reason.
+        source: io::Error,
+    },
     /// The OOM watch could not be set up.
     #[error("watch {path} for OOM kills: {source}")]
     Watch {
@@ -219,6 +227,29 @@ impl Cgroup {
         let first = directories.first().copied();
         Err(Error::Gone(first.unwrap_or(Path::new(MOUNT_POINT)).into()))
     }
+}
+
+/// Moves this process into an existing cgroup, named from the top of the tree; on v1 in every hierarchy that has it, as the
+/// Go shim does. Children come along.
+///
+/// # Errors
+/// There is none of this name, or the kernel refuses: a cgroup that others are delegated from, or a cpuset without CPUs.
+pub fn join(name: &str) -> Result<(), Error> {
+    let hierarchy = Hierarchy::of_host()?;
+    let points = mounts()?.into_iter().filter(|mount| mount.root == Path::new("/"));
+    let points = points.filter(|mount| mount.options.is_none() == (hierarchy == Hierarchy::V2));
+    let name = name.trim_start_matches('/');
+    let mut directories: Vec<_> = points.map(|mount| mount.point.join(name)).filter(|path| path.is_dir()).collect();
+    directories.sort_unstable();
+    directories.dedup();
+    if directories.is_empty() {
+        return Err(Error::Gone(Path::new(MOUNT_POINT).join(name)));
+    }
+    for path in directories.into_iter().map(|directory| directory.join("cgroup.procs")) {
+        // 0 is the writer.
+        fs::write(&path, "0").map_err(|source| Error::Join { path, source })?;
+    }
+    Ok(())
 }
 
 fn memberships(pid: &str) -> Result<(Vec<Membership>, PathBuf), Error> {

@@ -15,7 +15,7 @@ use crate::events::Events;
 use crate::rpc;
 use crate::shim::reaper::Reaper;
 use crate::shim::socket::Address;
-use crate::shim::start::LISTENER_FD;
+use crate::shim::start::{EVENTS, LISTENER_FD};
 use crate::task::{Pod, Shim, TaskService};
 
 /// How long the last events may take to reach containerd when the shim ends.
@@ -83,7 +83,7 @@ fn listener() -> Result<UnixListener, ServeError> {
 
 /// containerd's socket for events: as it says, or where it is by default, beside the other one.
 fn events_address(flags: &Flags) -> PathBuf {
-    match std::env::var("TTRPC_ADDRESS") {
+    match std::env::var(EVENTS) {
         Ok(address) if !address.is_empty() => address.trim_start_matches("unix://").into(),
         _ => format!("{}.ttrpc", flags.address.display()).into(),
     }

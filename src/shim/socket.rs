@@ -12,7 +12,8 @@ use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, soc
 use sha2::{Digest, Sha256};
 use thiserror::Error;
 
-/// Where every shim's socket is, under a hashed name: a socket's path may have 107 bytes only (unix(7)).
+/// Where every shim's socket is unless containerd says where, under a hashed name: a socket's path may have 107 bytes only
+/// (unix(7)).
 const DIRECTORY: &str = "/run/containerd/s";
 
 /// Why there is no socket.
@@ -45,7 +46,7 @@ pub enum Bound {
 impl Address {
     /// The address for a group (a pod, or a container by itself) of one containerd: the same inputs, the same
     /// address, so that a later container of the pod finds the pod's shim.
-    pub fn of_group(containerd: &Path, namespace: &str, group: &str) -> Self {
+    pub fn of_group(directory: Option<&Path>, containerd: &Path, namespace: &str, group: &str) -> Self {
         // Put together as text: a group is a pod author's, and joined as a path it could begin anew.
         let text = format!("{}/{namespace}/{group}", containerd.display());
         let digest = Sha256::digest(text.as_bytes());
@@ -53,17 +54,18 @@ impl Address {
         for byte in digest {
             name.push_str(&format!("{byte:02x}"));
         }
-        Self(Path::new(DIRECTORY).join(name))
+        Self(directory.unwrap_or(Path::new(DIRECTORY)).join(name))
     }
 
     /// Reads what `to_string` printed, as the bundle's `address` file has it. `None` if it is not the address of a
     /// shim's socket.
     pub fn parse(text: &str) -> Option<Self> {
         let path = text.trim().strip_prefix("unix://")?;
-        let name = path.strip_prefix(DIRECTORY)?.strip_prefix('/')?;
+        let (directory, name) = path.rsplit_once('/')?;
         // A digest in hexadecimal, and nothing that a file system reads otherwise (`..`).
         let is_digest = name.len() == 64 && name.bytes().all(|byte| byte.is_ascii_hexdigit());
-        is_digest.then(|| Self(path.into()))
+        let is_clean = directory.starts_with('/') && !directory.split('/').any(|part| part == "..");
+        (is_digest && is_clean).then(|| Self(path.into()))
     }
 
     /// The socket's path.
@@ -77,7 +79,7 @@ impl Address {
             let path = path.to_owned();
             move |error| SocketError::Io { what, path, error }
         };
-        let directory = Path::new(DIRECTORY);
+        let directory = self.0.parent().unwrap_or(Path::new("/"));
         fs::DirBuilder::new().recursive(true).mode(0o711).create(directory).map_err(fail("create", directory))?;
         let listener = match UnixListener::bind(&self.0) {
             Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
@@ -126,16 +128,26 @@ mod tests {
 
     #[test]
     fn an_address_is_the_hash_of_containerd_namespace_and_group() {
-        let address = Address::of_group(Path::new("/run/containerd/containerd.sock"), "default", "c1");
+        let address = Address::of_group(None, Path::new("/run/containerd/containerd.sock"), "default", "c1");
         // printf %s /run/containerd/containerd.sock/default/c1 | sha256sum
         let hash = "d25aa4ef11a84e954e74a5bcff06557d0b6ea8d0c00243896f29826694bbd888";
         assert_eq!(address.to_string(), format!("unix:///run/containerd/s/{hash}"));
+        assert_eq!(Address::parse(&address.to_string()), Some(address));
+        let elsewhere = Path::new("/run/other");
+        let address = Address::of_group(Some(elsewhere), Path::new("/run/containerd/containerd.sock"), "default", "c1");
+        assert_eq!(address.to_string(), format!("unix:///run/other/{hash}"));
         assert_eq!(Address::parse(&address.to_string()), Some(address));
     }
 
     #[test]
     fn only_a_shims_socket_is_an_address() {
-        for text in ["", "unix:///etc/passwd", "unix:///run/containerd/s/../../../etc/passwd", "/run/containerd/s/x"] {
+        for text in [
+            "",
+            "unix:///etc/passwd",
+            "unix:///run/containerd/s/../../../etc/passwd",
+            "/run/containerd/s/x",
+            "unix://s/x",
+        ] {
             assert_eq!(Address::parse(text), None, "{text}");
         }
     }
@@ -153,7 +165,7 @@ mod tests {
 
         #[test]
         fn every_group_has_an_address_that_fits(namespace in "[a-z.]{1,20}", group in "(?s).{0,200}") {
-            let address = Address::of_group(Path::new("/run/containerd/containerd.sock"), &namespace, &group);
+            let address = Address::of_group(None, Path::new("/run/containerd/containerd.sock"), &namespace, &group);
             prop_assert!(address.path().as_os_str().len() < 108);
             prop_assert_eq!(Address::parse(&address.to_string()), Some(address));
         }

@@ -1,11 +1,11 @@
-//! The `start` action: find the pod's shim or make one, print its address, be gone.
+//! The `start` action: find the pod's shim or make one, answer where it is, be gone.
 //!
 //! No async runtime and no configuration here: the listener is bound in this process and handed to the server, so the
 //! answer needs not wait for the server to be up; whoever connects waits in the listener's backlog. containerd reads
-//! standard output and error as one, so the address is all that is ever printed.
+//! standard output and error as one, so the answer is all that is ever printed.
 
 use std::fs;
-use std::io::{self, Write as _};
+use std::io::{self, Read as _, Write as _};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::net::UnixListener;
 use std::os::unix::process::CommandExt;
@@ -16,11 +16,15 @@ use nix::libc;
 use thiserror::Error;
 
 use crate::bundle::{Bundle, BundleError, Id, group};
+use crate::cgroup;
 use crate::cli::flags::Flags;
+use crate::shim::bootstrap::{Bootstrap, LONGEST};
 use crate::shim::socket::{Address, Bound, SocketError};
 
 /// The descriptor on which the server finds its listener.
 pub const LISTENER_FD: i32 = 3;
+/// Names containerd's socket for events.
+pub const EVENTS: &str = "TTRPC_ADDRESS";
 
 /// Why no shim was started.
 #[derive(Debug, Error)]
@@ -31,6 +35,9 @@ pub enum StartError {
     /// The socket is not to be had.
     #[error(transparent)]
     Socket(#[from] SocketError),
+    /// The handler's `ShimCgroup` cannot be joined.
+    #[error("ShimCgroup: {0}")]
+    Cgroup(#[from] cgroup::Error),
     /// The server process could not be made.
     #[error("cannot start the shim's server: {0}")]
     Spawn(io::Error),
@@ -44,30 +51,45 @@ pub enum StartError {
     },
 }
 
-/// Runs the action. The working directory is the bundle.
+/// Runs the action. The working directory is the bundle; standard input is what containerd has to say besides.
 pub fn start(flags: &Flags, bundle: &Path) -> Result<(), StartError> {
     let id = Id::parse(&flags.id)?;
     Id::parse(&flags.namespace)?;
+    let io = |what| move |error| StartError::Io { what, error };
+    let mut input = Vec::new();
+    io::stdin().take(LONGEST).read_to_end(&mut input).map_err(io("read standard input"))?;
+    let bootstrap = Bootstrap::of(&input, flags);
+
     let annotations = Bundle::at(bundle).annotations()?;
     let group = group(&annotations).unwrap_or(id.as_str());
-    let address = Address::of_group(&flags.address, &flags.namespace, group);
+    let containerd = if flags.address.as_os_str().is_empty() { &bootstrap.grpc } else { &flags.address };
+    let address = Address::of_group(bootstrap.socket_directory.as_deref(), containerd, &flags.namespace, group);
     if let Bound::New(listener) = address.bind()? {
-        let announced = spawn_server(flags, bundle, listener)
-            .and_then(|server| announce(bundle, &address).inspect_err(|_| kill(server)));
+        let announced = spawn_server(flags, &bootstrap, containerd, bundle, listener)
+            .and_then(|server| announce(bundle, &bootstrap, &address).inspect_err(|_| kill(server)));
         return announced.inspect_err(|_| address.remove());
     }
-    announce(bundle, &address)
+    announce(bundle, &bootstrap, &address)
 }
 
 /// Starts the server in the bundle, with the listener as its third descriptor and nothing else of ours.
-fn spawn_server(flags: &Flags, bundle: &Path, listener: UnixListener) -> Result<Child, StartError> {
+fn spawn_server(
+    flags: &Flags,
+    bootstrap: &Bootstrap,
+    containerd: &Path,
+    bundle: &Path,
+    listener: UnixListener,
+) -> Result<Child, StartError> {
     let io = |what| move |error| StartError::Io { what, error };
     let listener = at_descriptor(listener.into(), LISTENER_FD).map_err(io("pass on the listener"))?;
     let program = std::env::current_exe().map_err(io("find the shim's own program"))?;
     let mut command = Command::new(program);
-    command.args(["-namespace", &flags.namespace, "-id", &flags.id]).arg("-address").arg(&flags.address);
-    if flags.debug {
+    command.args(["-namespace", &flags.namespace, "-id", &flags.id]).arg("-address").arg(containerd);
+    if flags.debug || bootstrap.debug {
         command.arg("-debug");
+    }
+    if std::env::var_os(EVENTS).is_none() && !bootstrap.ttrpc.is_empty() {
+        command.env(EVENTS, &bootstrap.ttrpc);
     }
     // containerd waits for the end of our output, and signals to its group are not for us.
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).process_group(0);
@@ -76,6 +98,10 @@ fn spawn_server(flags: &Flags, bundle: &Path, listener: UnixListener) -> Result<
         command.current_dir(bundle);
     }
     keep_stray_descriptors();
+    if !bootstrap.shim_cgroup.is_empty() {
+        // This process is about to end; its child is there from its first moment.
+        cgroup::join(&bootstrap.shim_cgroup)?;
+    }
     adjust_oom_score();
     share_core_cookie();
     let server = command.spawn().map_err(StartError::Spawn);
@@ -101,15 +127,15 @@ fn at_descriptor(from: OwnedFd, number: i32) -> io::Result<OwnedFd> {
 }
 
 /// Tells containerd where the shim is, now on standard output and after its restart in the bundle's `address` file.
-/// A plain address is understood by every containerd (and means task API v2, which we serve as well as v3).
-fn announce(bundle: &Path, address: &Address) -> Result<(), StartError> {
+/// containerd 2 keeps what was answered in a file of its own.
+fn announce(bundle: &Path, bootstrap: &Bootstrap, address: &Address) -> Result<(), StartError> {
     let io = |what| move |error| StartError::Io { what, error };
     let (new, file) = (bundle.join(".address"), bundle.join("address"));
     fs::write(&new, address.to_string())
         .and_then(|()| fs::rename(&new, &file))
         .map_err(io("write the address file"))?;
     let mut out = io::stdout();
-    out.write_all(address.to_string().as_bytes()).and_then(|()| out.flush()).map_err(io("print the address"))
+    out.write_all(&bootstrap.answer(address)).and_then(|()| out.flush()).map_err(io("print the address"))
 }
 
 fn kill(mut server: Child) {

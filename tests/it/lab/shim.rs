@@ -60,12 +60,13 @@ pub struct Shim {
     socket: PathBuf,
     /// The shim's log, which must have a reader.
     log: File,
+    answer: Vec<u8>,
 }
 
 impl Shim {
     /// Calls our shim's `start` in a new bundle with this config.json; what it printed if it failed.
     pub fn start(daemon: &Arc<Daemon>, id: &str, bundles: &Path, config: &[u8]) -> Result<Self, Output> {
-        Self::start_program(OURS, daemon, id, bundles, config)
+        Self::launch(OURS, daemon, id, bundles, config, b"")
     }
 
     /// As `start`, for either shim.
@@ -76,6 +77,28 @@ impl Shim {
         bundles: &Path,
         config: &[u8],
     ) -> Result<Self, Output> {
+        Self::launch(program, daemon, id, bundles, config, b"")
+    }
+
+    /// As `start`, with something to read on standard input.
+    pub fn start_with(
+        daemon: &Arc<Daemon>,
+        id: &str,
+        bundles: &Path,
+        config: &[u8],
+        input: &[u8],
+    ) -> Result<Self, Output> {
+        Self::launch(OURS, daemon, id, bundles, config, input)
+    }
+
+    fn launch(
+        program: &'static str,
+        daemon: &Arc<Daemon>,
+        id: &str,
+        bundles: &Path,
+        config: &[u8],
+        input: &[u8],
+    ) -> Result<Self, Output> {
         let bundle = bundles.join(id);
         fs::create_dir_all(bundle.join("rootfs")).unwrap();
         fs::write(bundle.join("config.json"), config).unwrap();
@@ -83,18 +106,24 @@ impl Shim {
         mkfifo(&bundle.join("log"), Mode::S_IRWXU).unwrap();
         let log = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(bundle.join("log")).unwrap();
         let mut line = daemon.shim_command(program, id);
-        let output = command::start(line.arg("start").current_dir(&bundle), Some(b"")).finish(CALL);
+        let output = command::start(line.arg("start").current_dir(&bundle), Some(input)).finish(CALL);
         if output.code != 0 {
             return Err(output);
         }
-        Ok(Self {
-            daemon: Arc::clone(daemon),
-            program,
-            id: id.into(),
-            bundle,
-            socket: address(output.text().trim()),
-            log,
-        })
+        let socket = match fs::read_to_string(bundle.join("address")) {
+            Ok(file) => address(&file),
+            Err(_) => address(output.text().trim()),
+        };
+        Ok(Self { daemon: Arc::clone(daemon), program, id: id.into(), bundle, socket, answer: output.stdout, log })
+    }
+
+    /// What `start` printed.
+    pub fn answer(&self) -> &[u8] {
+        &self.answer
+    }
+
+    pub fn socket(&self) -> &Path {
+        &self.socket
     }
 
     pub fn id(&self) -> &str {
@@ -169,7 +198,7 @@ impl Shim {
     }
 }
 
-/// The socket in what `start` printed: a plain address, or JSON with one.
+/// The socket in what `start` left or printed: a plain address, or JSON with one.
 fn address(printed: &str) -> PathBuf {
     let json = serde_json::from_str::<serde_json::Value>(printed).ok();
     let address = json.as_ref().and_then(|json| json["address"].as_str()).unwrap_or(printed);

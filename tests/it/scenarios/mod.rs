@@ -11,6 +11,7 @@ mod io;
 mod life;
 mod limits;
 mod loggers;
+mod options;
 mod outage;
 mod protocol;
 mod run;
@@ -44,7 +45,8 @@ const ALL: [&[Scenario]; 10] = [
 ];
 
 /// What only ours can.
-const OURS: [&[Scenario]; 5] = [choice::SCENARIOS, hang::SCENARIOS, gpu::SCENARIOS, protocol::SCENARIOS, loggers::OURS];
+const OURS: &[&[Scenario]] =
+    &[choice::SCENARIOS, hang::SCENARIOS, gpu::SCENARIOS, options::SCENARIOS, protocol::SCENARIOS, loggers::OURS];
 
 /// What only ours can, where gVisor knows nvproxy.
 const NVPROXY: [&[Scenario]; 1] = [gpu::NVPROXY];
@@ -58,7 +60,7 @@ pub fn trials(house: &Arc<House>, cases: &[RuntimeCase]) -> Vec<Trial> {
         }
     };
     add(&ALL, |_| true);
-    add(&OURS, |case| case.ours);
+    add(OURS, |case| case.ours);
     add(&[compare::SCENARIOS], |case| case.ours && case.is_runc());
     add(&NVPROXY, RuntimeCase::knows_nvproxy);
     trials.push(Trial::test("beta9::the shim under test answers", || case::shim_answers().map_err(Failed::from)));
