@@ -317,24 +317,23 @@ impl Runtime {
 
     /// Waits for the end of a started container in another one's sandbox, however long that takes.
     ///
-    /// Its exit code is the container's, except when the sandbox dies, which ends its containers as SIGKILL does: runsc
-    /// says 128 then, as it does for any failure of its own.
-    ///
     /// # Errors
-    /// runsc cannot be run. On cancel it is killed; the container is not.
-    pub async fn wait(&self, sandbox: i32) -> Result<Exit, RuntimeError> {
+    /// runsc cannot be run, or does not know: the sandbox may have ended. On cancel runsc is killed; the container is not.
+    pub async fn wait(&self) -> Result<Exit, RuntimeError> {
         #[derive(serde::Deserialize)]
         struct Waited {
             #[serde(rename = "exitStatus")]
             exit_status: u32,
         }
-        let output = self.command(vec!["wait".into(), self.id.to_string()], Streams::Captured, FOREVER);
-        let output = output.run(&self.reaper).await?;
-        let code = match serde_json::from_slice::<Waited>(&output.stdout) {
-            Ok(waited) if waited.exit_status != 128 || self.reaper.is_claimed(sandbox) => waited.exit_status,
-            Ok(_) | Err(_) => 137,
-        };
-        Ok(Exit { code, ..output.exit })
+        let output = self.run(vec!["wait".into(), self.id.to_string()], Streams::Captured, FOREVER).await?;
+        let waited: Waited = serde_json::from_slice(&output.stdout)
+            .map_err(|error| RuntimeError::Failed(format!("{} wait printed no exit status: {error}", self.program)))?;
+        Ok(Exit { code: waited.exit_status, ..output.exit })
+    }
+
+    /// Whether this process, which the container's runtime left to us, is still there.
+    pub fn is_claimed(&self, pid: i32) -> bool {
+        self.reaper.is_claimed(pid)
     }
 
     /// Freezes the container; in gVisor the whole sandbox.

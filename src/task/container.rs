@@ -16,11 +16,13 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::pod::{self, Shim};
 use super::process::{Process, State, killed};
+use super::sandbox::{Place, Sandbox};
 use super::{Reply, TaskError};
 use crate::bundle::record::Record;
 use crate::bundle::{Bundle, Id, rootfs};
 use crate::cgroup::{Cgroup, OomWatch};
 use crate::events::{Events, timestamp};
+use crate::runtime::command::CommandError;
 use crate::runtime::{ExecStreams, ProcessStreams, Runtime, RuntimeError, Started, Target};
 use crate::shim::reaper::{Claim, Exit};
 use crate::stdio::{Console, ConsoleSocket, Origin, Stdio, StdioError, StreamNames};
@@ -32,6 +34,8 @@ const DRAIN: Duration = Duration::from_secs(2);
 const STRAGGLERS: Duration = Duration::from_secs(2);
 /// How long a killed init may take to be reaped.
 const REAP: Duration = Duration::from_secs(2);
+/// How much later than its parts a sandbox that is being killed may be reaped.
+const SETTLING: Duration = Duration::from_millis(500);
 const SIGKILL: u32 = Signal::SIGKILL as u32;
 
 /// What a container can be asked. An absent `exec` means the init.
@@ -65,7 +69,13 @@ enum Report {
     Thawed(bool),
     /// A command without consequences here is done.
     Idle,
-    /// The stragglers have had their time.
+    /// What the init left running has been killed.
+    Swept,
+    /// The ends of all others in the sandbox are announced.
+    GuestsGone,
+    /// The sandbox that the container is a guest of has ended.
+    SandboxEnded,
+    /// Those that the init's end waited for have had their time.
     GiveUpStragglers,
     /// The runtime has deleted the container, or not.
     Removed(Result<(), RuntimeError>, Reply<Deleted>),
@@ -144,6 +154,13 @@ pub(super) struct Container {
     shares_pids: bool,
     /// For the streams of execs.
     origin: Origin,
+    place: Place,
+    /// The init has ended, and what it left is being killed.
+    sweeping: bool,
+    /// The init has ended, and so have others in its sandbox, whose ends come before its own.
+    hosting: bool,
+    /// Signals that came while the init was being started.
+    held_kills: Vec<(u32, bool, Reply<()>)>,
     pausing: bool,
     paused: bool,
     /// A lifecycle command is under way; the others wait.
@@ -172,6 +189,7 @@ impl Container {
         oom: Option<OomWatch>,
         shares_pids: bool,
         origin: Origin,
+        place: Place,
     ) -> Self {
         let (mailbox, messages) = mpsc::unbounded_channel();
         Self {
@@ -188,6 +206,10 @@ impl Container {
             oom,
             shares_pids,
             origin,
+            place,
+            sweeping: false,
+            hosting: false,
+            held_kills: Vec::new(),
             pausing: false,
             paused: false,
             busy: false,
@@ -204,12 +226,23 @@ impl Container {
         self.init.pid()
     }
 
+    /// The gVisor sandbox that was made for it, if one was.
+    pub(super) fn own_sandbox(&self) -> Option<&Sandbox> {
+        match &self.place {
+            Place::Host(host) => Some(host.sandbox()),
+            Place::Alone | Place::Guest(_) => None,
+        }
+    }
+
     /// Starts the actor. It ends, and tells the pod, when the container is deleted.
     pub(super) fn run(mut self, pod: mpsc::UnboundedSender<pod::Message>) -> Handle {
         let handle = Handle(self.mailbox.clone());
         tokio::spawn(async move {
             if let Some(claim) = self.init_claim.take() {
                 self.watch(None, claim);
+            }
+            if let Place::Guest(guest) = &self.place {
+                self.watch_sandbox(guest.sandbox());
             }
             let end = loop {
                 let message = tokio::select! {
@@ -287,6 +320,20 @@ impl Container {
             Report::Thawed(true) if self.paused => self.set_paused(false),
             Report::Thawed(_) => {}
             Report::Idle => self.next(),
+            Report::Swept => {
+                self.sweeping = false;
+                self.announce_init_exit_if_last();
+            }
+            Report::SandboxEnded => {
+                // Of one that was started, the end is known by other ways, and maybe an earlier one.
+                if !matches!(self.init.state, State::Running { .. }) {
+                    self.init_exited(killed());
+                }
+            }
+            Report::GuestsGone => {
+                self.hosting = false;
+                self.announce_init_exit_if_last();
+            }
             Report::GiveUpStragglers => self.announce_init_exit(),
             Report::Removed(Ok(()), reply) => self.removed = Some(reply),
             Report::Removed(Err(error), reply) => {
@@ -337,7 +384,10 @@ impl Container {
         let (tell, ended) = oneshot::channel();
         self.ended_in_start = Some(tell);
         let pid = self.init.pid().cast_signed();
-        self.report(async move { Report::Started(start_init(&runtime, pid, streams, ended).await, reply) });
+        let own = !self.place.is_guest();
+        self.report(
+            async move { Report::Started(start_init(&runtime, own.then_some(pid), streams, ended).await, reply) },
+        );
         true
     }
 
@@ -346,19 +396,24 @@ impl Container {
         let ended = match &result {
             Ok(()) => {
                 self.events.publish(event::TaskStart { container_id: self.id.to_string(), pid, ..Default::default() });
-                if self.runtime.is_in_sandbox() {
-                    self.watch_in_sandbox(pid.cast_signed());
+                if let Place::Guest(guest) = &self.place {
+                    self.watch_guest(guest.sandbox());
                 }
                 self.init.started(pid.cast_signed())
             }
             Err(error) => {
                 log::error!(container_id = self.id.as_str(), error = error.to_string().as_str(); "start failed");
-                self.init.not_started()
+                let ended = self.init.not_started();
+                // What stands for another one is killed, and its end comes by itself; a guest has nothing that could.
+                ended.or_else(|| self.place.is_guest().then(killed))
             }
         };
         let _ = reply.send(result.map(|()| pid).map_err(TaskError::from));
         if let Some(exit) = ended {
             self.init_exited(exit);
+        }
+        for (signal, all, reply) in std::mem::take(&mut self.held_kills) {
+            self.kill(None, signal, all, reply);
         }
     }
 
@@ -422,9 +477,10 @@ impl Container {
             }
         };
         let (runtime, stdio) = (self.runtime.clone(), self.init.stdio.take().unwrap_or_default());
+        let sandbox = self.place.sandbox().map(Sandbox::pid);
         self.held_streams = None;
         self.report(async move {
-            let ((), deleted) = tokio::join!(stdio.drain(DRAIN), remove(&runtime, force));
+            let ((), deleted) = tokio::join!(stdio.drain(DRAIN), remove(&runtime, sandbox, force));
             if let Err(error) = &deleted {
                 log::error!(error = error.to_string().as_str(); "the runtime did not delete the container");
             }
@@ -432,7 +488,7 @@ impl Container {
         });
         if force {
             // What was never started may have nothing that could tell its end.
-            let patience = if self.runtime.is_in_sandbox() { Duration::ZERO } else { DRAIN + REAP };
+            let patience = if self.place.is_guest() { Duration::ZERO } else { DRAIN + REAP };
             self.later(patience, Report::Exited(None, killed()));
         }
         true
@@ -476,14 +532,24 @@ impl Container {
         // The last look, at once: the counter is final when its processes are dead.
         let kills = self.oom.take().map_or(0, |mut oom| oom.check());
         self.out_of_memory(kills);
-        if self.shares_pids && !self.runtime.is_gvisor() {
-            // Its other processes have lost nothing but their init.
+        // A pid namespace of its own dies with the init, a sandbox as well; other processes have lost nothing but it.
+        if self.shares_pids && self.own_sandbox().is_none() {
+            self.sweeping = true;
             let runtime = self.runtime.clone();
             self.report(async move {
                 let _ = runtime.kill(SIGKILL, Target::All).await;
-                Report::GiveUpStragglers
+                Report::Swept
             });
-        } else if self.has_stragglers() {
+        }
+        if let Place::Host(host) = &mut self.place {
+            self.hosting = true;
+            let gone = host.end();
+            self.report(async move {
+                gone.await;
+                Report::GuestsGone
+            });
+        }
+        if self.sweeping || self.hosting || self.has_stragglers() {
             self.later(STRAGGLERS, Report::GiveUpStragglers);
         } else {
             self.announce_init_exit();
@@ -494,11 +560,20 @@ impl Container {
         self.execs.values().any(|exec| exec.is_alive() || exec.is_starting())
     }
 
+    fn announce_init_exit_if_last(&mut self) {
+        if !self.sweeping && !self.hosting && !self.has_stragglers() {
+            self.announce_init_exit();
+        }
+    }
+
     fn announce_init_exit(&mut self) {
         if let State::Running { ended: Some(exit), .. } = self.init.state {
             self.paused = false;
             self.init.stop(exit);
             self.publish_exit(self.id.as_str(), self.init.pid(), exit);
+            if let Place::Guest(guest) = &mut self.place {
+                guest.leave();
+            }
         }
     }
 
@@ -509,9 +584,7 @@ impl Container {
         exec.stop(exit);
         let pid = exec.pid();
         self.publish_exit(id.as_str(), pid, exit);
-        if !self.has_stragglers() && !self.shares_pids {
-            self.announce_init_exit();
-        }
+        self.announce_init_exit_if_last();
     }
 
     fn publish_exit(&self, id: &str, pid: u32, exit: Exit) {
@@ -604,9 +677,7 @@ impl Container {
                 // It never ran: it can be deleted, and there is no exit to announce.
                 exec.stop(Exit { code: 255, ..killed() });
                 let _ = reply.send(Err(error));
-                if !self.has_stragglers() {
-                    self.announce_init_exit();
-                }
+                self.announce_init_exit_if_last();
             }
         }
     }
@@ -665,7 +736,6 @@ impl Container {
     }
 
     fn kill(&mut self, exec: Option<&Id>, signal: u32, all: bool, reply: Reply<()>) {
-        let (gvisor, in_sandbox, paused) = (self.runtime.is_gvisor(), self.runtime.is_in_sandbox(), self.paused);
         let process = match self.process(exec) {
             Ok(process) => process,
             Err(error) => return drop(reply.send(Err(error))),
@@ -681,28 +751,51 @@ impl Container {
             (_, None) if all => Target::All,
             (_, None) => Target::Init,
         };
-        // Straight to the process where a runtime would do no more; and where runsc refuses, since the sandbox was not
-        // started, what stands for it is a process of ours.
-        let started = !matches!(process.state, State::Created { .. } | State::Starting { .. });
-        let direct = match gvisor {
-            true => !started && signal == SIGKILL && !in_sandbox,
-            false => !paused && target == Target::Init,
+        let (pid, state) = (process.pid().cast_signed(), process.state);
+        let direct = match &self.place {
+            // Where runc would do no more than that.
+            Place::Alone => !self.paused && target == Target::Init,
+            // A sandbox ends with its first container, and by this even if it is not started or stuck. Not when paused:
+            // an old runsc then fails to delete what it still takes for paused.
+            Place::Host(_) => exec.is_none() && signal == SIGKILL && !self.paused,
+            Place::Guest(_) => false,
         };
         if direct {
-            let pid = process.pid().cast_signed();
             return drop(reply.send(self.runtime.signal(pid, signal).map_err(TaskError::from)));
         }
+        match state {
+            State::Created { .. } if self.place.is_guest() && signal == SIGKILL => {
+                // It has no process yet; it never will.
+                let _ = reply.send(Ok(()));
+                return self.init_exited(killed());
+            }
+            // runsc refuses until it has finished the start.
+            State::Created { .. } if self.runtime.is_gvisor() => {
+                let early = format!("container {} has not been started; in gVisor only SIGKILL reaches it", self.id);
+                return drop(reply.send(Err(TaskError::WrongState(early))));
+            }
+            State::Starting { .. } if self.runtime.is_gvisor() => {
+                if signal == SIGKILL
+                    && let Some(give_up) = self.ended_in_start.take()
+                {
+                    let _ = give_up.send(());
+                }
+                return self.held_kills.push((signal, all, reply));
+            }
+            _ => {}
+        }
         let runtime = self.runtime.clone();
-        if gvisor && paused && signal == SIGKILL {
+        let sandbox = self.place.sandbox().filter(|_| exec.is_none()).map(Sandbox::pid);
+        if self.runtime.is_gvisor() && self.paused && signal == SIGKILL {
             // Nothing is delivered to a paused sandbox; that much of its pause ends here.
             return self.report(async move {
                 let resumed = runtime.resume().await;
-                let _ = reply.send(runtime.kill(signal, target).await.map_err(TaskError::from));
+                let _ = reply.send(deliver(&runtime, sandbox, signal, target).await.map_err(TaskError::from));
                 Report::Thawed(resumed.is_ok())
             });
         }
         tokio::spawn(async move {
-            let _ = reply.send(runtime.kill(signal, target).await.map_err(TaskError::from));
+            let _ = reply.send(deliver(&runtime, sandbox, signal, target).await.map_err(TaskError::from));
         });
     }
 
@@ -746,22 +839,46 @@ impl Container {
         });
     }
 
-    /// For an init that is no process of ours.
-    fn watch_in_sandbox(&self, sandbox: i32) {
+    /// For the init of a guest, which is no process of ours.
+    fn watch_guest(&self, sandbox: &Sandbox) {
         let (runtime, id) = (self.runtime.clone(), self.id.clone());
+        let (ended, pid) = (sandbox.ended(), sandbox.pid());
         self.report(async move {
-            let exit = runtime.wait(sandbox).await.unwrap_or_else(|error| {
-                log::error!(container_id = id.as_str(), error = error.to_string().as_str(); "cannot wait for the container; it counts as killed");
-                killed()
-            });
+            let wait = wait_for_guest(&runtime, &id, pid);
+            tokio::pin!(wait);
+            let exit = tokio::select! {
+                exit = &mut wait => exit,
+                // It may have ended by itself just before.
+                () = ended => tokio::time::timeout(REAP, wait).await.unwrap_or_else(|_| killed()),
+            };
             Report::Exited(None, exit)
+        });
+    }
+
+    /// For a guest that was not started: it ends when its sandbox does.
+    fn watch_sandbox(&self, sandbox: &Sandbox) {
+        let (mailbox, ended) = (self.mailbox.clone(), sandbox.ended());
+        tokio::spawn(async move {
+            tokio::select! {
+                () = ended => drop(mailbox.send(Message::Report(Report::SandboxEnded))),
+                // Of the guests that come and go nothing may stay.
+                () = mailbox.closed() => {}
+            }
         });
     }
 
     fn watch(&self, exec: Option<Id>, claim: Claim) {
         let mailbox = self.mailbox.clone();
+        // What stands in for an exec says 128 when it lost its sandbox, and may say so before that is reaped.
+        let sandbox = self.place.sandbox().filter(|_| exec.is_some()).map(Sandbox::ended);
         tokio::spawn(async move {
-            if let Ok(exit) = claim.await {
+            if let Ok(mut exit) = claim.await {
+                if exit.code == 128
+                    && let Some(ended) = sandbox
+                    && tokio::time::timeout(SETTLING, ended).await.is_ok()
+                {
+                    exit.code = killed().code;
+                }
                 let _ = mailbox.send(Message::Report(Report::Exited(exec, exit)));
             }
         });
@@ -769,10 +886,10 @@ impl Container {
 }
 
 /// Has the runtime start the init. An init that ends meanwhile without the runtime noticing ends the start; one whose
-/// start failed is killed, for it cannot be started again and would only wait.
+/// start failed is killed by its pid if it has one, for it cannot be started again and would only wait.
 async fn start_init(
     runtime: &Runtime,
-    pid: i32,
+    pid: Option<i32>,
     streams: Option<ProcessStreams>,
     mut ended: oneshot::Receiver<()>,
 ) -> Result<(), RuntimeError> {
@@ -785,10 +902,49 @@ async fn start_init(
         result = runtime.start(streams) => result,
         () = overdue => Err(RuntimeError::Failed("the container ended while it was being started".into())),
     };
-    if result.is_err() && !over && !runtime.is_in_sandbox() && runtime.signal(pid, SIGKILL).is_ok() {
+    if let Some(pid) = pid
+        && result.is_err()
+        && !over
+        && runtime.signal(pid, SIGKILL).is_ok()
+    {
         let _ = tokio::time::timeout(REAP, ended).await;
     }
     result
+}
+
+/// Sends a signal by the runtime. A SIGKILL that it does not bring to its end in time ends the whole sandbox, for
+/// nothing in a sandbox that does not answer can be ended otherwise.
+async fn deliver(runtime: &Runtime, sandbox: Option<i32>, signal: u32, target: Target) -> Result<(), RuntimeError> {
+    let result = runtime.kill(signal, target).await;
+    match (&result, sandbox) {
+        (Err(RuntimeError::Command(CommandError::Deadline { .. })), Some(sandbox)) if signal == SIGKILL => {
+            log::error!(sandbox; "the sandbox does not answer and is killed");
+            runtime.signal(sandbox, SIGKILL)
+        }
+        _ => result,
+    }
+}
+
+/// Waits for the end of a started guest. While its sandbox lives, a wait that fails is tried again; one that fails for
+/// good leaves nothing that could be waited for.
+async fn wait_for_guest(runtime: &Runtime, id: &Id, sandbox: i32) -> Exit {
+    let mut pause = Duration::from_millis(50);
+    loop {
+        let error = match runtime.wait().await {
+            Ok(exit) => return exit,
+            Err(error) => error.to_string(),
+        };
+        if !runtime.is_claimed(sandbox) {
+            return killed();
+        }
+        if pause > STRAGGLERS {
+            log::error!(container_id = id.as_str(), error = error.as_str(); "cannot wait for the container; it is killed");
+            let _ = deliver(runtime, Some(sandbox), SIGKILL, Target::All).await;
+            return killed();
+        }
+        tokio::time::sleep(pause).await;
+        pause *= 2;
+    }
 }
 
 /// The OOM killer's next victims in this container.
@@ -799,12 +955,21 @@ async fn oom_kills(oom: &mut Option<OomWatch>) -> u64 {
     }
 }
 
-/// Deletes by the gentle way first, if that is allowed at all.
-async fn remove(runtime: &Runtime, force: bool) -> Result<(), RuntimeError> {
-    if !force && runtime.delete(false).await.is_ok() {
+/// Deletes by the gentle way first, if that is allowed at all. In gVisor the gentle way does nothing that the other
+/// does not; what a sandbox does not answer to in time is deleted when that is dead.
+async fn remove(runtime: &Runtime, sandbox: Option<i32>, force: bool) -> Result<(), RuntimeError> {
+    if !force && sandbox.is_none() && runtime.delete(false).await.is_ok() {
         return Ok(());
     }
-    runtime.delete(true).await
+    let result = runtime.delete(true).await;
+    match (&result, sandbox) {
+        (Err(RuntimeError::Command(CommandError::Deadline { .. })), Some(sandbox)) => {
+            log::error!(sandbox; "the sandbox does not answer and is killed");
+            let _ = runtime.signal(sandbox, SIGKILL);
+            runtime.delete(true).await
+        }
+        _ => result,
+    }
 }
 
 async fn run_exec(

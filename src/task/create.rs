@@ -10,6 +10,7 @@ use tokio::sync::OnceCell;
 use super::container::Container;
 use super::pod::Shim;
 use super::process::Process;
+use super::sandbox::{Guest, Host, Place, Sandbox};
 use super::{Reply, TaskError};
 use crate::bundle::record::Record;
 use crate::bundle::{Annotations, Bundle, Id, rewrite, rootfs};
@@ -20,6 +21,10 @@ use crate::runtime::{ProcessStreams, Runtime, Started, probe};
 use crate::select::{Decision, SpecView, Workload, plan};
 use crate::shim::log::emit;
 use crate::stdio::{ConsoleSocket, Origin, Owner, Stdio, StreamNames};
+
+/// CRI's annotations of a container that belongs to a pod.
+const CONTAINER_TYPE: &str = "io.kubernetes.cri.container-type";
+const SANDBOX_ID: &str = "io.kubernetes.cri.sandbox-id";
 
 /// The name of the console socket in the bundle.
 const CONSOLE: &str = "console.sock";
@@ -61,6 +66,7 @@ impl Drop for Undo<'_> {
 pub(super) async fn create(
     shim: &Shim,
     pod: &OnceCell<PodDecision>,
+    sandbox: Option<&Sandbox>,
     request: &Request,
 ) -> Result<Container, TaskError> {
     let Request { id, bundle, names, .. } = request;
@@ -73,8 +79,9 @@ pub(super) async fn create(
     let decided = pod.get_or_try_init(|| decide(shim, id, &options, &spec, &annotations, &workload)).await?;
     decided.decision.admit(&workload)?;
 
+    let guest = guest(&decided.decision, &annotations, sandbox)?;
     let mut record = decided.record.clone();
-    record.in_sandbox = is_in_sandbox(&annotations);
+    record.in_sandbox = guest.is_some();
     if decided.decision.runtime.kind() == ContainerRuntime::Runc {
         // Of a gVisor pod all commands have the same flags; runc's containers are each by themselves.
         record.follow(&options.runc, spec.systemd_cgroup());
@@ -133,6 +140,11 @@ pub(super) async fn create(
     });
     let init = Process::created(Some(started.pid), names.clone(), Some(stdio));
     let shares_pids = spec.shares_pids();
+    let place = match guest {
+        Some(guest) => Place::Guest(guest),
+        None if runtime.is_gvisor() => Place::Host(Host::new(id.clone(), started.pid)),
+        None => Place::Alone,
+    };
     Ok(Container::new(
         shim,
         id.clone(),
@@ -145,6 +157,7 @@ pub(super) async fn create(
         oom,
         shares_pids,
         origin,
+        place,
     ))
 }
 
@@ -217,7 +230,22 @@ async fn decide(
     Ok(PodDecision { decision, record })
 }
 
-/// Whether a container belongs into its pod's sandbox. One without CRI's annotations (ctr, BuildKit) is its own.
-fn is_in_sandbox(annotations: &Annotations) -> bool {
-    annotations.get("io.kubernetes.cri.container-type").is_some_and(|kind| kind == "container")
+/// A container's place in its pod's sandbox, if it belongs into one: in gVisor, all of a pod's but the first. One without
+/// CRI's annotations (ctr, BuildKit) has a sandbox of its own.
+fn guest(
+    decision: &Decision,
+    annotations: &Annotations,
+    sandbox: Option<&Sandbox>,
+) -> Result<Option<Guest>, TaskError> {
+    let gvisor = matches!(decision.runtime, crate::select::Runtime::Gvisor(_));
+    if !gvisor || annotations.get(CONTAINER_TYPE).is_none_or(|kind| kind != "container") {
+        return Ok(None);
+    }
+    let wanted = annotations.get(SANDBOX_ID).map(String::as_str).unwrap_or_default();
+    let here = sandbox.filter(|sandbox| sandbox.id().as_str() == wanted);
+    let guest = here.and_then(Sandbox::enter);
+    guest.map(Some).ok_or_else(|| {
+        let wanted = crate::config::quote(wanted);
+        TaskError::WrongState(format!("the pod's sandbox {wanted} does not run; make a new one first"))
+    })
 }

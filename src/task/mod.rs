@@ -1,13 +1,15 @@
 //! containerd's Task service: from a request to a container's actor and back.
 //!
 //! `service` translates requests, `pod` knows the containers, `create` makes one, `container` is the actor that owns
-//! one from then on, `process` is what it knows of its init and each exec.
+//! one from then on, `process` is what it knows of its init and each exec, `sandbox` what containers of one gVisor
+//! sandbox know of each other.
 
 mod container;
 mod create;
 mod error;
 mod pod;
 mod process;
+mod sandbox;
 mod service;
 
 pub use error::TaskError;

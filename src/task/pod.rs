@@ -11,6 +11,7 @@ use tokio::sync::{OnceCell, mpsc, oneshot};
 
 use super::container::{self, Deleted};
 use super::create::{self, PodDecision};
+use super::sandbox::Sandbox;
 use super::{Reply, TaskError};
 use crate::bundle::Id;
 use crate::events::Events;
@@ -71,6 +72,7 @@ impl Pod {
             containers: HashMap::new(),
             deleted: VecDeque::new(),
             decision: Arc::default(),
+            sandbox: None,
         };
         tokio::spawn(async move {
             state.run(messages).await;
@@ -97,6 +99,8 @@ struct State {
     containers: HashMap<Id, Entry>,
     deleted: VecDeque<(Id, Deleted)>,
     decision: Arc<OnceCell<PodDecision>>,
+    /// The pod's gVisor sandbox, which its later containers are created in.
+    sandbox: Option<Sandbox>,
 }
 
 impl State {
@@ -153,9 +157,10 @@ impl State {
         self.containers.insert(request.id.clone(), Entry::Creating);
         self.deleted.retain(|(id, _)| *id != request.id);
         let (shim, decision, mailbox) = (self.shim.clone(), self.decision.clone(), self.mailbox.clone());
+        let sandbox = self.sandbox.clone();
         // A task of its own: a caller that goes away must not leave a container half made.
         tokio::spawn(async move {
-            let made = create::create(&shim, &decision, &request).await;
+            let made = create::create(&shim, &decision, sandbox.as_ref(), &request).await;
             let _ = mailbox.send(Message::Created(request.id, Box::new(made), request.reply));
         });
     }
@@ -164,6 +169,9 @@ impl State {
         let answer = match made {
             Ok(container) => {
                 let pid = container.pid();
+                if let Some(sandbox) = container.own_sandbox() {
+                    self.sandbox = Some(sandbox.clone());
+                }
                 self.containers.insert(id, Entry::Created(container.run(self.mailbox.clone())));
                 Ok(pid)
             }
@@ -190,6 +198,7 @@ impl State {
 
     fn remove(&mut self, id: &Id) {
         self.containers.remove(id);
+        self.sandbox.take_if(|sandbox| sandbox.id() == id);
         if self.containers.is_empty() {
             // What comes next is another pod's first container.
             self.decision = Arc::default();

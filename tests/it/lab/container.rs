@@ -71,6 +71,24 @@ impl Container {
         self.daemon.ctr(&line)
     }
 
+    /// Runs it to its end in the foreground with a complete OCI spec instead of the image's, and removes it.
+    pub fn run_spec(&self, case: &RuntimeCase, spec: &Value, file: &Path) -> Output {
+        fs::write(file, spec.to_string()).unwrap();
+        let mut line = vec!["run", "--rm", "--config", file.to_str().unwrap()];
+        line.extend(case.flags());
+        line.push(&self.id);
+        self.daemon.ctr(&line)
+    }
+
+    /// As `run_spec`, on a terminal, which `prepare` (a shell command) may set up.
+    pub fn run_spec_on_terminal(&self, case: &RuntimeCase, spec: &Value, file: &Path, prepare: &str) -> Output {
+        fs::write(file, spec.to_string()).unwrap();
+        let mut line = vec!["run", "--rm", "--tty", "--config", file.to_str().unwrap()];
+        line.extend(case.flags());
+        line.push(&self.id);
+        pty::run(&self.daemon.ctr_command(&line), prepare)
+    }
+
     /// Runs another process in it.
     pub fn exec(&self, exec: &str, options: &[&str], command: &[&str]) -> Output {
         self.exec_with(exec, options, command, b"")

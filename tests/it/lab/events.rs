@@ -96,6 +96,16 @@ impl Events {
         self.of(id).iter().map(|event| event.topic["/tasks/".len()..].into()).collect()
     }
 
+    /// The places of these containers' own exits among all events so far.
+    pub fn exits(&self, ids: &[&str]) -> Vec<usize> {
+        let seen = lock(&self.seen);
+        let place = |id: &&str| {
+            let of = |event: &Event| event.topic == "/tasks/exit" && event.text("id") == *id;
+            seen.iter().position(of).unwrap_or_else(|| panic!("no exit of {id}"))
+        };
+        ids.iter().map(place).collect()
+    }
+
     /// Waits for a container's event of this topic (`exit`, `oom`, …) that fits, and returns it.
     pub fn wait_for(&self, id: &str, topic: &str, fits: impl Fn(&Event) -> bool) -> Event {
         let topic = format!("/tasks/{topic}");

@@ -140,6 +140,14 @@ impl Shim {
         CreateTaskRequest { id: self.id.clone(), bundle, ..CreateTaskRequest::default() }
     }
 
+    /// A Create request for a further container of this shim, with a bundle of its own beside the first one's.
+    pub fn further_request(&self, id: &str, config: &[u8]) -> CreateTaskRequest {
+        let bundle = self.bundle.with_file_name(id);
+        fs::create_dir_all(bundle.join("rootfs")).unwrap();
+        fs::write(bundle.join("config.json"), config).unwrap();
+        CreateTaskRequest { id: id.into(), bundle: bundle.to_str().unwrap().into(), ..CreateTaskRequest::default() }
+    }
+
     /// Calls a method of the Task service.
     pub fn call<R: Message>(&self, method: &str, request: &impl Message) -> Result<R, Refused> {
         // Go's later shims serve the later version alone.

@@ -13,6 +13,7 @@ mod limits;
 mod loggers;
 mod options;
 mod outage;
+mod pod;
 mod protocol;
 mod run;
 mod signals;
@@ -48,6 +49,9 @@ const ALL: [&[Scenario]; 10] = [
 const OURS: &[&[Scenario]] =
     &[choice::SCENARIOS, hang::SCENARIOS, gpu::SCENARIOS, options::SCENARIOS, protocol::SCENARIOS, loggers::OURS];
 
+/// What only gVisor has.
+const GVISOR: [&[Scenario]; 1] = [pod::SCENARIOS];
+
 /// What only ours can, where gVisor knows nvproxy.
 const NVPROXY: [&[Scenario]; 1] = [gpu::NVPROXY];
 
@@ -62,6 +66,7 @@ pub fn trials(house: &Arc<House>, cases: &[RuntimeCase]) -> Vec<Trial> {
     add(&ALL, |_| true);
     add(OURS, |case| case.ours);
     add(&[compare::SCENARIOS], |case| case.ours && case.is_runc());
+    add(&GVISOR, |case| case.ours && !case.is_runc());
     add(&NVPROXY, RuntimeCase::knows_nvproxy);
     trials.push(Trial::test("beta9::the shim under test answers", || case::shim_answers().map_err(Failed::from)));
     trials
