@@ -8,7 +8,7 @@ FUZZ_SECONDS ?= 10
 FUZZ_TARGETS ?= $(basename $(notdir $(wildcard fuzz/targets/*.rs)))
 export BETA9_SHIM ?= $(CURDIR)/target/$(HOST)/release/containerd-shim-beta9-v2
 
-.PHONY: all demo test bench fuzz lint clean
+.PHONY: all demo test test-v2 bench fuzz lint clean
 
 all:
 	$(CARGO) build --quiet --release
@@ -17,6 +17,12 @@ test: all
 	tests/lab/fetch.sh $(LAB_PACKAGES)
 	$(CARGO) test --quiet --lib --bins
 	$(CARGO) test --quiet --test it -- --format pretty
+	tests/lab/v2/test.sh
+
+# The part of `make test` that runs on cgroup v2, in a guest.
+test-v2: all
+	tests/lab/fetch.sh $(LAB_PACKAGES)
+	tests/lab/v2/test.sh
 
 bench: all
 	tests/lab/fetch.sh $(LAB_PACKAGES)
@@ -48,7 +54,7 @@ lint:
 	$(CARGO) clippy --quiet --manifest-path fuzz/Cargo.toml --target-dir target/fuzz -- -D warnings
 	@if command -v cargo-deny > /dev/null; then $(CARGO) deny --offline check licenses bans sources; \
 	else echo "cargo-deny is not installed: licenses, bans and sources are not checked"; fi
-	sh -n tests/lab/fetch.sh
+	for script in tests/lab/*.sh tests/lab/v2/*.sh; do sh -n $$script || exit; done
 	sh -n tests/fake/runtime.sh
 	bash -n demo/run.sh
 

@@ -30,10 +30,25 @@ fn main() -> ExitCode {
 
     arguments.test_threads.get_or_insert(THREADS);
     let house = lab::House::new();
-    let conclusion = libtest_mimic::run(&arguments, scenarios::trials(&house, &case::all()));
+    let mut trials = scenarios::trials(&house, &case::all());
+    if let Some(filter) = arguments.filter.take_if(|_| !arguments.exact) {
+        if let Some(idle) = filter.split('|').find(|one| !trials.iter().any(|trial| fits(trial.name(), one))) {
+            eprintln!("no trial is called *{idle}*");
+            return ExitCode::FAILURE;
+        }
+        trials.retain(|trial| filter.split('|').any(|one| fits(trial.name(), one)));
+    }
+    let conclusion = libtest_mimic::run(&arguments, trials);
     let leaks = house.close();
     for leak in &leaks {
         eprintln!("left behind: {leak}");
     }
     if conclusion.has_failed() || !leaks.is_empty() { ExitCode::from(101) } else { ExitCode::SUCCESS }
+}
+
+/// Whether a name contains the parts of a pattern in their order; `*` stands between parts, whatever is between them.
+/// A filter is one pattern or several with `|` between them, each of which must find a trial.
+fn fits(name: &str, pattern: &str) -> bool {
+    let mut rest = name;
+    pattern.split('*').all(|part| rest.split_once(part).map(|(_, after)| rest = after).is_some())
 }

@@ -112,14 +112,25 @@ adapt() {
         for library in libc6 libseccomp2; do
             (unpack "$1" "$library") >&2
         done
-        (unpack bookworm patchelf) >&2
-        loader=$(find "$LAB/$1" -path "*$LIBRARIES/ld-linux*" | head -n 1)
-        [ -n "$loader" ] || die "libc6 of $1 holds no loader"
-        for binary in "$LAB/$1/usr/sbin/runc" "$LAB/$1/usr/bin/runc"; do
-            [ ! -f "$binary" ] || patchelf --set-interpreter "$loader" --force-rpath --set-rpath "${loader%/*}" "$binary"
-        done
+        own_libraries "$1" usr/sbin/runc usr/bin/runc
+        ;;
+    sid/user-mode-linux)
+        (unpack sid libc6) >&2
+        own_libraries sid usr/bin/linux.uml
         ;;
     esac
+}
+
+# Makes these programs of a suite, as far as they are there, use the suite's libraries and loader.
+own_libraries() {
+    root="$LAB/$1"
+    shift
+    (unpack bookworm patchelf) >&2
+    loader=$(find "$root" -path "*$LIBRARIES/ld-linux*" | head -n 1)
+    [ -n "$loader" ] || die "libc6 of $root holds no loader"
+    for program in "$@"; do
+        [ ! -f "$root/$program" ] || patchelf --set-interpreter "$loader" --force-rpath --set-rpath "${loader%/*}" "$root/$program"
+    done
 }
 
 patchelf() {

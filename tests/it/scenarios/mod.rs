@@ -1,6 +1,7 @@
 //! What a shim has to do, as a user of containerd sees it. Each function is one sentence about behaviour and runs with every
 //! case; where a runtime differs with reason, the function says so.
 
+mod cgroups;
 mod choice;
 mod compare;
 mod exec;
@@ -21,6 +22,7 @@ mod terminal;
 
 use std::sync::Arc;
 
+use beta9_shim::cgroup::Hierarchy;
 use libtest_mimic::{Failed, Trial};
 
 use crate::{
@@ -65,8 +67,12 @@ pub fn trials(house: &Arc<House>, cases: &[RuntimeCase]) -> Vec<Trial> {
     };
     add(&ALL, |_| true);
     add(OURS, |case| case.ours);
-    add(&[compare::SCENARIOS], |case| case.ours && case.is_runc());
     add(&GVISOR, |case| case.ours && !case.is_runc());
+    add(&[compare::SCENARIOS, cgroups::MEASURED], |case| case.ours && case.is_runc());
+    if Hierarchy::of_host().is_ok_and(|mode| mode == Hierarchy::V2) {
+        add(&[cgroups::UNIFIED], RuntimeCase::is_runc);
+        add(&[cgroups::UNIFIED_OURS], |case| case.ours && case.is_runc());
+    }
     add(&NVPROXY, RuntimeCase::knows_nvproxy);
     trials.push(Trial::test("beta9::the shim under test answers", || case::shim_answers().map_err(Failed::from)));
     trials
