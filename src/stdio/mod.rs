@@ -135,6 +135,8 @@ pub enum StdioError {
 #[derive(Default)]
 pub struct Stdio {
     outputs: JoinSet<()>,
+    /// For each output, that it may begin.
+    begin: Vec<oneshot::Sender<()>>,
     /// For each output, when all of it has been delivered; its task may go on, holding it for a reader to come.
     delivered: Vec<oneshot::Receiver<()>>,
     inputs: JoinSet<()>,
@@ -211,19 +213,28 @@ impl Stdio {
         Ok(stdio)
     }
 
-    /// Has everything delivered.
+    /// Has everything delivered, from the moment on that the process is made. Of one that cannot be made its runtime has
+    /// written what is wrong into the same pipe, and that is not the process's output.
     fn output(&mut self, source: Source, sink: Sink) {
+        let (begin, begun) = oneshot::channel();
         let (delivered, all_delivered) = oneshot::channel();
+        self.begin.push(begin);
         self.delivered.push(all_delivered);
         self.outputs.spawn(async move {
+            if begun.await.is_err() {
+                return;
+            }
             deliver(source, &sink).await;
             let _ = delivered.send(());
             sink.linger().await;
         });
     }
 
-    /// The process exists: from here on its logger ends with it, and not with this value.
+    /// The process exists: from here on its output is delivered, and its logger ends with it, not with this value.
     pub fn settle(&mut self) {
+        for begin in self.begin.drain(..) {
+            let _ = begin.send(());
+        }
         if let Some(logger) = &mut self.logger {
             logger.settle();
         }

@@ -427,18 +427,27 @@ fn watch(lab: &Lab, daemon: &Arc<Daemon>, case: &RuntimeCase) -> Diary {
     client.runs("both streams and a code", &[], &shell("echo out; echo err >&2; exit 23"), b"");
     client.runs("input", &[], &["head", "-n", "1"], b"to and fro\n");
     client.runs("a process that a signal ends", &[], &shell("sh -c 'kill -TERM $$'; exit $?"), b"");
+    client.runs("a program that is not there", &[], &["/no/such/program"], b"");
+    client.runs("a program that cannot be executed", &[], &["/etc/passwd"], b"");
+    client.runs(
+        "a mount that is not there",
+        &["--mount=type=bind,src=/no/such,dst=/mnt,options=rbind"],
+        &["true"],
+        b"",
+    );
     client.runs("a directory that is not there", &["--cwd=/no/such/directory"], &["pwd"], b"");
     client.runs("environment and user", &["--env=A=b", "--user=1000:1000"], &shell("echo $A; id -u; id -g"), b"");
     client.runs("a read-only root", &["--read-only"], &shell("echo > /file"), b"");
     client.runs("limits", &["--memory-limit=67108864", "--cpus=0.5"], &["true"], b"");
     let container = client.container();
     container.detach(case, &[], &shell("trap 'exit 5' TERM; while :; do sleep 0.05; done"));
-    let steps: [(&str, &[&str], &[&str]); 9] = [
+    let steps: [(&str, &[&str], &[&str]); 10] = [
         ("pause", &["pause"], &[]),
         ("resume", &["resume"], &[]),
         ("resume again", &["resume"], &[]),
         ("an exec", &["exec", "--exec-id", "e"], &["sh", "-c", "echo hello; exit 9"]),
         ("an exec of the same id, later", &["exec", "--exec-id", "e"], &["true"]),
+        ("an exec of what is not there", &["exec", "--exec-id", "f"], &["/no/such/program"]),
         ("an exec elsewhere", &["exec", "--exec-id", "g", "--cwd", "/tmp"], &["pwd"]),
         ("delete of what runs", &["delete"], &[]),
         ("a kill", &["kill", "--signal", "KILL"], &[]),
