@@ -44,12 +44,15 @@ mod tests {
 
     #[test]
     fn the_working_directory_is_another_one_only_while_it_is_lent() {
-        let before = std::env::current_dir().unwrap();
+        let here = || {
+            let _alone = LENT.lock().unwrap();
+            std::env::current_dir().unwrap()
+        };
+        let before = here();
         let within = Within::enter(Path::new("/proc")).unwrap();
         assert_eq!(std::env::current_dir().unwrap(), Path::new("/proc"));
         drop(within);
         assert!(Within::enter(Path::new("/no/such/directory")).is_err());
-        let _alone = LENT.lock().unwrap();
-        assert_eq!(std::env::current_dir().unwrap(), before);
+        assert_eq!(here(), before);
     }
 }

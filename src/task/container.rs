@@ -149,7 +149,8 @@ pub(super) struct Container {
     exec_count: u64,
     /// The init's streams, if its start takes them (gVisor's later containers).
     held_streams: Option<ProcessStreams>,
-    cgroup: Cgroup,
+    /// Where its processes are accounted, if its init lived long enough to tell.
+    cgroup: Option<Cgroup>,
     oom: Option<OomWatch>,
     shares_pids: bool,
     /// For the streams of execs.
@@ -185,7 +186,7 @@ impl Container {
         init: Process,
         init_claim: Option<Claim>,
         held_streams: Option<ProcessStreams>,
-        cgroup: Cgroup,
+        cgroup: Option<Cgroup>,
         oom: Option<OomWatch>,
         shares_pids: bool,
         origin: Origin,
@@ -295,7 +296,7 @@ impl Container {
             Request::Pause { reply } => self.enqueue(Command::Pause(true, reply)),
             Request::Resume { reply } => self.enqueue(Command::Pause(false, reply)),
             Request::Update { resources, reply } => self.enqueue(Command::Update(resources, reply)),
-            Request::Stats { reply } => drop(reply.send(self.cgroup.metrics().map_err(TaskError::from))),
+            Request::Stats { reply } => drop(reply.send(self.stats())),
         }
     }
 
@@ -643,7 +644,7 @@ impl Container {
         };
         self.exec_count += 1;
         let name = format!("exec-{}", self.exec_count);
-        let spec = self.exec_specs.remove(&id).unwrap_or_default();
+        let spec = self.exec_specs.get(&id).cloned().unwrap_or_default();
         let (runtime, bundle, origin) = (self.runtime.clone(), self.bundle.clone(), self.origin.clone());
         self.report(async move {
             let result = run_exec(&runtime, &bundle, &name, &spec, &names, &origin, &id).await;
@@ -659,6 +660,7 @@ impl Container {
             Ok((started, stdio)) => {
                 exec.started(started.pid);
                 exec.connect(stdio);
+                self.exec_specs.remove(id);
                 exec.inner_pid = started.inner_pid;
                 let pid = exec.pid();
                 self.events.publish(event::TaskExecStarted {
@@ -674,8 +676,8 @@ impl Container {
             }
             Err(error) => {
                 log::error!(container_id = self.id.as_str(), exec_id = id.as_str(), error = error.to_string().as_str(); "exec failed");
-                // It never ran: it can be deleted, and there is no exit to announce.
-                exec.stop(Exit { code: 255, ..killed() });
+                // It never ran: it can be deleted or started once more, and there is no exit to announce.
+                exec.not_started();
                 let _ = reply.send(Err(error));
                 self.announce_init_exit_if_last();
             }
@@ -799,6 +801,11 @@ impl Container {
         });
     }
 
+    fn stats(&self) -> Result<Any, TaskError> {
+        let gone = || TaskError::NotFound(format!("container {} has no cgroup", self.id));
+        Ok(self.cgroup.as_ref().ok_or_else(gone)?.metrics()?)
+    }
+
     fn pids(&mut self, reply: Reply<Vec<(u32, Option<Id>)>>) {
         let known: HashMap<u32, Id> = self
             .execs
@@ -814,7 +821,7 @@ impl Container {
             return drop(reply.send(Ok(named(vec![init]))));
         }
         if !self.runtime.is_gvisor() {
-            let pids = self.cgroup.procs().map_err(TaskError::from);
+            let pids = self.cgroup.as_ref().map_or(Ok(Vec::new()), Cgroup::procs).map_err(TaskError::from);
             return drop(reply.send(pids.map(|pids| named(pids.into_iter().map(i32::unsigned_abs).collect()))));
         }
         let runtime = self.runtime.clone();

@@ -14,7 +14,7 @@ use super::sandbox::{Guest, Host, Place, Sandbox};
 use super::{Reply, TaskError};
 use crate::bundle::record::Record;
 use crate::bundle::{Annotations, Bundle, Id, rewrite, rootfs};
-use crate::cgroup::{Cgroup, OomWatch};
+use crate::cgroup::{self, Cgroup, OomWatch};
 use crate::config::file::{ENVIRONMENT, load};
 use crate::config::{ContainerRuntime, HandlerOptions, RuncOptions};
 use crate::runtime::{ProcessStreams, Runtime, Started, probe};
@@ -105,22 +105,14 @@ pub(super) async fn create(
     };
     let (started, stdio, held) = start_process(&runtime, bundle, names, &origin, id.as_str()).await?;
 
-    let made = async {
-        let cgroup = Cgroup::of_pid(started.pid)?;
-        let oom = OomWatch::arm(&cgroup).inspect_err(|error| {
-            log::warn!(container_id = id.as_str(), error = error.to_string().as_str(); "OOM kills of this container will not be noticed");
-        });
-        Ok::<_, TaskError>((cgroup, oom.ok()))
-    };
-    let (cgroup, oom) = match made.await {
-        Ok(made) => made,
-        Err(error) => {
-            if let Err(left) = runtime.delete(true).await {
-                log::warn!(container_id = id.as_str(), error = left.to_string().as_str(); "cannot delete a container whose creation failed");
-            }
-            return Err(error);
-        }
-    };
+    // Without it the container runs all the same: its init may have been killed already, which is its end to be told
+    // of and no failure to create it (containerd #9103).
+    let warn = |what: &str, error: &cgroup::Error| log::warn!(container_id = id.as_str(), error = error.to_string().as_str(); "{what}");
+    let cgroup = Cgroup::of_pid(started.pid).inspect_err(|error| warn("this container has no statistics", error)).ok();
+    let oom = cgroup.as_ref().and_then(|cgroup| {
+        let watch = OomWatch::arm(cgroup);
+        watch.inspect_err(|error| warn("OOM kills of this container will not be noticed", error)).ok()
+    });
     undo.armed = false;
 
     shim.events.publish(TaskCreate {

@@ -10,6 +10,7 @@
 #   SUBCOMMAND garbage      print what is no JSON and succeed
 #   SUBCOMMAND fail TEXT    write TEXT as an error to the log (--log) and to standard error, and fail
 #   SUBCOMMAND crash        die of SIGKILL
+#   SUBCOMMAND kill-after   let the real one do its work, kill the process that it made, and wait until that is reaped
 #
 # `any` stands for every subcommand. `crash-after` and `hang-after` let the real one do its work first.
 program=$(readlink -f "$0")
@@ -21,7 +22,7 @@ printf '%s\0' "$@" >"$call.part"
 pwd >"${call%.*}-$$.cwd"
 mv "$call.part" "${call%.*}-$$"
 
-subcommand= log= bundle= previous=
+subcommand= log= bundle= pid_file= previous=
 for argument in "$@"; do
     case "$previous" in
     --log | -log) log=$argument ;;
@@ -39,6 +40,7 @@ done
 if [ "$subcommand" = create ]; then
     for argument in "$@"; do
         [ "$previous" != --bundle ] || bundle=$argument
+        [ "$previous" != --pid-file ] || pid_file=$argument
         previous=$argument
     done
     [ -z "$bundle" ] || cp "$bundle/config.json" "${call%.*}-$$.json"
@@ -85,10 +87,16 @@ fail\ *)
     ;;
 crash) kill -KILL $$ ;;
 *-after)
-    "$here/real" "$@"
+    "$here/real" "$@" || exit
     case "$behaviour" in
     crash-after) kill -KILL $$ ;;
     hang-after) exec sleep 1000000 ;;
+    kill-after)
+        pid=$(cat "$pid_file")
+        kill -KILL "$pid"
+        while [ -d "/proc/$pid" ]; do sleep 0.05; done
+        exit 0
+        ;;
     esac
     ;;
 esac

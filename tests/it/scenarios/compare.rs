@@ -63,13 +63,17 @@ const DIFFERENCES: &[(&str, &[&str])] = &[
     ),
     (
         "ours names the exec in the field that is for it, too",
-        &["state of an added exec", "state of an ended exec", "state of an exec when paused"],
+        &[
+            "state of an added exec",
+            "state of an ended exec",
+            "state of an exec that failed",
+            "state of an exec when paused",
+        ],
     ),
     (
-        "an exec whose start failed has ended, with code 255; Go's shows it as created and lets it end with 0",
-        &["state of an exec that failed", "delete of an exec that failed"],
+        "what is deleted without ever having run has a time of its end",
+        &["delete of an exec that failed", "delete of an exec that was never started"],
     ),
-    ("what is deleted without ever having run has a time of its end", &["delete of an exec that was never started"]),
     ("a delete that is asked for again has the same answer (containerd #7496)", &["delete when deleted"]),
     ("the terminal of what has ended needs no size, and a late resize is no error", &["resize of an ended exec"]),
     ("what has ended starts nothing, known or not (so do Go's later shims)", &["start of an exec when stopped"]),

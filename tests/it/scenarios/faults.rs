@@ -16,6 +16,10 @@ pub const SCENARIOS: &[Scenario] = &[
     ("a runtime that is slow is waited for", slow),
 ];
 
+/// What Go's shim learned later than bookworm's.
+pub const OURS: &[Scenario] =
+    &[("a container whose init is killed while it is being created has ended, and says so", killed_in_create)];
+
 /// A daemon whose shims find a fake where they look for the runtime.
 pub fn with_fake(lab: &Lab, case: &RuntimeCase) -> (Arc<Daemon>, Fake) {
     let fake = Fake::install(&lab.dir("fake"), &case.runtime_program());
@@ -71,6 +75,20 @@ fn dies(lab: &Lab, case: &RuntimeCase) {
         container.task("delete", &["--force"]);
         assert!(!daemon.bundle(container.id()).exists(), "{behaviour}: the bundle is still there");
     }
+}
+
+fn killed_in_create(lab: &Lab, case: &RuntimeCase) {
+    let (daemon, fake) = with_fake(lab, case);
+    fake.behave("create kill-after");
+    let container = lab.container(&daemon, "killed");
+    let line = container.run_line(case, &["--detach", "--null-io"], &["sleep", "1000"]);
+    // It is created, and too late to be started.
+    daemon.ctr(&line).failure(&[]);
+    assert_eq!(container.exit_status(), 137);
+    container.until("STOPPED");
+    fake.behave("");
+    container.remove();
+    assert_eq!(container.topics(), ["create", "exit", "delete"]);
 }
 
 fn slow(lab: &Lab, case: &RuntimeCase) {

@@ -48,8 +48,15 @@ const ALL: [&[Scenario]; 10] = [
 ];
 
 /// What only ours can.
-const OURS: &[&[Scenario]] =
-    &[choice::SCENARIOS, hang::SCENARIOS, gpu::SCENARIOS, options::SCENARIOS, protocol::SCENARIOS, loggers::OURS];
+const OURS: &[&[Scenario]] = &[
+    choice::SCENARIOS,
+    hang::SCENARIOS,
+    gpu::SCENARIOS,
+    options::SCENARIOS,
+    protocol::SCENARIOS,
+    faults::OURS,
+    loggers::OURS,
+];
 
 /// What only gVisor has.
 const GVISOR: [&[Scenario]; 1] = [pod::SCENARIOS];
