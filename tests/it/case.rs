@@ -70,11 +70,7 @@ impl RuntimeCase {
 
     /// The node configuration that our shim gets.
     pub fn config(&self) -> String {
-        // Without CNI a sandbox has no network device to take over.
-        format!(
-            "worker:\n  defaultPool: lab\n  pools:\n    lab: {{{}}}\nshim:\n  runscFlags: [\"--network=none\"]\n",
-            self.pool
-        )
+        node_configuration(&self.pool)
     }
 
     /// The same with another configuration file, or with none in the handler's options.
@@ -106,8 +102,7 @@ impl RuntimeCase {
     }
 
     fn gvisor(version: Version, suite: Suite, platform: &str) -> Self {
-        let pool = format!("containerRuntime: gvisor, containerRuntimeConfig: {{gvisorPlatform: {platform}}}");
-        Self::ours(&format!("gvisor-{platform}"), Runtime::Runsc, version, suite, pool)
+        Self::ours(&format!("gvisor-{platform}"), Runtime::Runsc, version, suite, gvisor_pool(platform))
     }
 
     /// Our shim with a node configuration whose default pool is this one.
@@ -119,6 +114,78 @@ impl RuntimeCase {
         let _ = fs::write(&file, bare.config());
         bare.configured_by(Some(&file))
     }
+}
+
+/// A runtime of Docker's, on a containerd.
+#[derive(Clone, Debug)]
+pub struct DockerCase {
+    /// How the names of its trials begin.
+    pub name: String,
+    /// What `docker run --runtime` is told.
+    pub runtime: &'static str,
+    /// The shim under test, as opposed to the one it is measured by.
+    pub ours: bool,
+    /// Whether the runtime itself is runc, whose containers are the host's processes.
+    pub is_runc: bool,
+    /// Whether its containerd is the first of this run.
+    pub is_first: bool,
+    options: Options,
+}
+
+impl DockerCase {
+    /// Docker's runtimes besides its own `runc`, each with a pool of the node's configuration.
+    pub fn pools() -> [(&'static str, String); 2] {
+        [("beta9-runc", String::new()), ("beta9-gvisor", gvisor_pool("systrap"))]
+            .map(|(name, pool)| (name, node_configuration(&pool)))
+    }
+
+    /// The containerd that dockerd runs on.
+    pub fn daemon(&self) -> &Options {
+        &self.options
+    }
+
+    fn new(name: &str, runtime: &'static str, version: Version, is_first: bool) -> Self {
+        let mut options = options(version, Suite::Trixie);
+        for program in ["dockerd", "docker"] {
+            options.programs.insert(program, Suite::Trixie.program(program));
+        }
+        options.programs.insert("docker-init", Suite::Trixie.program("tini-static"));
+        // Where procps is not installed, `docker top` has this one.
+        options.programs.insert("ps", Suite::Bookworm.program("busybox"));
+        // For a shim that Docker is told of by its name alone.
+        options.config = Some(node_configuration(&gvisor_pool("systrap")));
+        let (ours, is_runc) = (runtime != "runc", runtime != "beta9-gvisor");
+        Self { name: format!("{name}::containerd-{}", version.name()), runtime, ours, is_runc, is_first, options }
+    }
+}
+
+/// Docker's cases that this machine can run: none if it was not fetched.
+pub fn docker() -> Vec<DockerCase> {
+    if Suite::Trixie.find("dockerd").is_none() {
+        return Vec::new();
+    }
+    let ours = shim() != Path::new(NONE) && shim_answers().is_ok();
+    let mut cases = Vec::new();
+    for (index, version) in Version::ALL.into_iter().filter(|version| version.is_here()).enumerate() {
+        let mut add = |name, runtime| cases.push(DockerCase::new(name, runtime, version, index == 0));
+        add("go::docker-runc", "runc");
+        if ours {
+            add("beta9::docker-runc", "beta9-runc");
+            add("beta9::docker-gvisor-systrap", "beta9-gvisor");
+        }
+    }
+    cases
+}
+
+/// A node whose only pool is this one.
+fn node_configuration(pool: &str) -> String {
+    // Without CNI a sandbox has no network device to take over.
+    format!("worker:\n  defaultPool: lab\n  pools:\n    lab: {{{pool}}}\nshim:\n  runscFlags: [\"--network=none\"]\n")
+}
+
+/// A gVisor pool's entry in the node configuration, within its braces.
+fn gvisor_pool(platform: &str) -> String {
+    format!("containerRuntime: gvisor, containerRuntimeConfig: {{gvisorPlatform: {platform}}}")
 }
 
 /// How ctr names our shim, and Go's.

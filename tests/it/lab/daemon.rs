@@ -293,7 +293,7 @@ impl Daemon {
     }
 
     /// A program of the daemon's PATH, with the environment that daemon and clients have.
-    fn command(&self, program: &str) -> Command {
+    pub(super) fn command(&self, program: &str) -> Command {
         let bin = self.dir.join("bin");
         let mut command = Command::new(bin.join(program));
         command
@@ -306,7 +306,12 @@ impl Daemon {
         command
     }
 
-    fn socket(&self) -> PathBuf {
+    /// The directory that it has to itself, and those who work on it as well.
+    pub(super) fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    pub(super) fn socket(&self) -> PathBuf {
         self.dir.join("sock")
     }
 
@@ -314,7 +319,8 @@ impl Daemon {
         self.dir.join("beta9.yaml")
     }
 
-    fn log(&self) -> PathBuf {
+    /// Its log, which also tells what happens around it.
+    pub(super) fn log(&self) -> PathBuf {
         self.dir.join("log")
     }
 }

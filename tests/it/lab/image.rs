@@ -36,6 +36,11 @@ impl Image {
         self.dir.join("lab.tar")
     }
 
+    /// The root file system as one archive.
+    pub fn layer(&self) -> PathBuf {
+        self.dir.join("layer.tar")
+    }
+
     /// Fills an existing directory with the image's files.
     pub fn copy_rootfs(&self, into: &Path) {
         let status = Command::new("cp").arg("-a").arg(self.rootfs().join(".")).arg(into).status().unwrap();
@@ -67,10 +72,10 @@ impl Image {
         let layout = self.dir.join("layout");
         let blobs = layout.join("blobs/sha256");
         fs::create_dir_all(&blobs).unwrap();
-        let layer = self.dir.join("layer.tar");
-        archive(&self.rootfs(), &layer);
+        archive(&self.rootfs(), &self.layer());
 
-        let layer = Blob::store(&blobs, "application/vnd.oci.image.layer.v1.tar", &fs::read(layer).unwrap());
+        let layer = fs::read(self.layer()).unwrap();
+        let layer = Blob::store(&blobs, "application/vnd.oci.image.layer.v1.tar", &layer);
         let config = json!({
             "architecture": architecture(),
             "os": "linux",

@@ -7,6 +7,7 @@ pub mod bundle;
 pub mod command;
 pub mod container;
 pub mod daemon;
+pub mod docker;
 pub mod events;
 pub mod fake;
 pub mod image;
@@ -33,8 +34,10 @@ use std::{
 use self::{
     container::Container,
     daemon::{Daemon, Options},
+    docker::Docker,
     image::Image,
 };
+use crate::case::DockerCase;
 
 /// How long anything may take that is expected to happen by itself.
 pub const PATIENCE: Duration = Duration::from_secs(20);
@@ -47,6 +50,7 @@ pub struct House {
     dir: PathBuf,
     image: OnceLock<Image>,
     shared: Mutex<BTreeMap<Options, Arc<OnceLock<Arc<Daemon>>>>>,
+    dockers: Mutex<BTreeMap<Options, Arc<OnceLock<Arc<Docker>>>>>,
     names: AtomicUsize,
 }
 
@@ -57,12 +61,15 @@ impl House {
             dir: PathBuf::from(keeper::WORK),
             image: OnceLock::new(),
             shared: Mutex::default(),
+            dockers: Mutex::default(),
             names: AtomicUsize::new(1),
         })
     }
 
     /// Stops the daemons and returns what is still there that nobody owns any more, each in words.
     pub fn close(&self) -> Vec<String> {
+        let dockers: Vec<_> = lock(&self.dockers).values().filter_map(|docker| docker.get().cloned()).collect();
+        dockers.iter().for_each(|docker| docker.close());
         let daemons: Vec<_> = lock(&self.shared).values().filter_map(|daemon| daemon.get().cloned()).collect();
         let mut leaks: Vec<_> = daemons.iter().flat_map(|daemon| daemon.close()).collect();
         drop(daemons);
@@ -92,13 +99,15 @@ impl House {
 pub struct Lab {
     house: Arc<House>,
     used: Mutex<Vec<Arc<Daemon>>>,
+    /// Docker daemons of the trial's own.
+    dockers: Mutex<Vec<Arc<Docker>>>,
 }
 
 impl Lab {
     /// Runs a trial; a panic in it becomes the error, with the place where it happened and the ends of the daemons' logs.
     pub fn trial(house: Arc<House>, run: impl FnOnce(&Self)) -> Result<(), String> {
         note_where_panics_happen();
-        let lab = Self { house, used: Mutex::default() };
+        let lab = Self { house, used: Mutex::default(), dockers: Mutex::default() };
         let outcome = catch_unwind(AssertUnwindSafe(|| run(&lab)));
         outcome.map_err(|panic| {
             let message = panic
@@ -110,6 +119,7 @@ impl Lab {
             format!("{}\nat {place}\n{logs}", message.unwrap_or_default())
         })?;
         // A daemon of the trial's own goes with it; a leak there is the trial's failure.
+        std::mem::take(&mut *lock(&lab.dockers)).iter().for_each(|docker| docker.close());
         let used = std::mem::take(&mut *lock(&lab.used));
         let leaks: Vec<_> = used.into_iter().filter_map(Arc::into_inner).flat_map(|daemon| daemon.close()).collect();
         if leaks.is_empty() { Ok(()) } else { Err(format!("left behind: {}", leaks.join("; "))) }
@@ -128,6 +138,20 @@ impl Lab {
         let daemon = Arc::new(self.house.start(options));
         lock(&self.used).push(Arc::clone(&daemon));
         daemon
+    }
+
+    /// The dockerd that all trials of this case share, and those of the others on the same containerd.
+    pub fn docker(&self, case: &DockerCase) -> Arc<Docker> {
+        let daemon = self.daemon(case.daemon());
+        let place = Arc::clone(lock(&self.house.dockers).entry(case.daemon().clone()).or_default());
+        Arc::clone(place.get_or_init(|| Arc::new(Docker::start(daemon, self.house.image()))))
+    }
+
+    /// A dockerd for this trial alone, on a containerd for it alone.
+    pub fn own_docker(&self, case: &DockerCase) -> Arc<Docker> {
+        let docker = Arc::new(Docker::start(self.own_daemon(case.daemon()), self.house.image()));
+        lock(&self.dockers).push(Arc::clone(&docker));
+        docker
     }
 
     /// A container id that nobody else uses.

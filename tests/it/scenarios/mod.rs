@@ -4,6 +4,7 @@
 mod cgroups;
 mod choice;
 mod compare;
+mod docker;
 mod exec;
 mod faults;
 mod gpu;
@@ -81,6 +82,7 @@ pub fn trials(house: &Arc<House>, cases: &[RuntimeCase]) -> Vec<Trial> {
         add(&[cgroups::UNIFIED_OURS], |case| case.ours && case.is_runc());
     }
     add(&NVPROXY, RuntimeCase::knows_nvproxy);
+    trials.extend(docker::trials(house));
     trials.push(Trial::test("beta9::the shim under test answers", || case::shim_answers().map_err(Failed::from)));
     trials
 }
