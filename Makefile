@@ -55,6 +55,7 @@ lint:
 	@if command -v cargo-deny > /dev/null; then $(CARGO) deny --offline check licenses bans sources; \
 	else echo "cargo-deny is not installed: licenses, bans and sources are not checked"; fi
 	for script in tests/lab/*.sh tests/lab/v2/*.sh; do sh -n $$script || exit; done
+	sh -n tests/fake/runsc.sh
 	sh -n tests/fake/runtime.sh
 	bash -n demo/run.sh
 

@@ -8,6 +8,7 @@ use std::{
 };
 
 use crate::lab::{
+    cri,
     daemon::{Options, Version},
     keeper,
     packages::Suite,
@@ -28,6 +29,8 @@ pub struct RuntimeCase {
     pub runtime: Runtime,
     /// The shim under test, as opposed to the one it is measured by.
     pub ours: bool,
+    /// What the CRI of the lab's daemons calls it.
+    pub handler: &'static str,
     /// The pool's entry in the node configuration, within its braces.
     pool: String,
     options: Options,
@@ -38,6 +41,23 @@ impl RuntimeCase {
     /// The daemon that it runs on.
     pub fn daemon(&self) -> &Options {
         &self.options
+    }
+
+    /// The same, for scenarios with pods.
+    pub fn through_cri(&self) -> Self {
+        Self { name: format!("{}::cri", self.name), ..self.clone() }
+    }
+
+    /// The same under the name of Go's shim, which a handler's `runtime_path` makes ours: only with the CRI, and with runc.
+    pub fn by_path(&self) -> Option<Self> {
+        let name = format!("beta9::runc-by-path::containerd-{}::cri", self.options.version.name());
+        (self.handler == cri::config::RUNC).then(|| Self { name, handler: cri::config::AS_RUNC, ..self.clone() })
+    }
+
+    /// The daemon that its pods run on, which all cases of a version share: what they differ in is said by the handlers.
+    pub fn cri_daemon(&self) -> Options {
+        let programs = BTreeMap::from([("runc", self.options.version.runc())]);
+        Options { version: self.options.version, programs, config: None, cri: true }
     }
 
     /// What `ctr run` has to be told.
@@ -90,6 +110,7 @@ impl RuntimeCase {
             name: format!("go::runc::containerd-{}", version.name()),
             runtime: Runtime::Runc,
             ours: false,
+            handler: cri::config::GO,
             pool: String::new(),
             options: options(version, Suite::Bookworm),
             flags: vec![GO.to_owned()],
@@ -98,18 +119,20 @@ impl RuntimeCase {
 
     fn runc(version: Version) -> Self {
         // A runsc with systrap stands by for containers that ask for gVisor.
-        Self::ours("runc", Runtime::Runc, version, Suite::Trixie, String::new())
+        Self::ours("runc", Runtime::Runc, cri::config::RUNC, version, Suite::Trixie, String::new())
     }
 
     fn gvisor(version: Version, suite: Suite, platform: &str) -> Self {
-        Self::ours(&format!("gvisor-{platform}"), Runtime::Runsc, version, suite, gvisor_pool(platform))
+        let handler = if platform == "ptrace" { cri::config::PTRACE } else { cri::config::SYSTRAP };
+        Self::ours(&format!("gvisor-{platform}"), Runtime::Runsc, handler, version, suite, gvisor_pool(platform))
     }
 
     /// Our shim with a node configuration whose default pool is this one.
-    fn ours(name: &str, runtime: Runtime, version: Version, suite: Suite, pool: String) -> Self {
+    fn ours(name: &str, runtime: Runtime, handler: &'static str, version: Version, suite: Suite, pool: String) -> Self {
         let name = format!("beta9::{name}::containerd-{}", version.name());
         let file = PathBuf::from(keeper::WORK).join(format!("{}.yaml", name.replace("::", "-")));
-        let bare = Self { name, runtime, ours: true, pool, options: options(version, suite), flags: Vec::new() };
+        let bare =
+            Self { name, runtime, ours: true, handler, pool, options: options(version, suite), flags: Vec::new() };
         // Where tests are only listed there is no place for it, nor a need.
         let _ = fs::write(&file, bare.config());
         bare.configured_by(Some(&file))
@@ -231,5 +254,5 @@ pub fn shim_answers() -> Result<(), String> {
 
 fn options(version: Version, suite: Suite) -> Options {
     let programs = BTreeMap::from([("runc", version.runc()), ("runsc", suite.program("runsc"))]);
-    Options { version, programs, config: None }
+    Options { version, programs, config: None, cri: false }
 }

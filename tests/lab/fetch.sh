@@ -8,7 +8,7 @@
 # What is there already is not fetched again: sid floats, so a run keeps what it began with. `rm -r target/lab` starts anew.
 set -eu
 
-readonly USUAL="bookworm/containerd bookworm/runc bookworm/runsc bookworm/busybox-static trixie/runsc trixie/docker.io trixie/docker-cli trixie/tini"
+readonly USUAL="bookworm/containerd bookworm/runc bookworm/runsc bookworm/busybox-static bookworm/containernetworking-plugins trixie/runsc trixie/docker.io trixie/docker-cli trixie/tini"
 readonly TRIES=4
 readonly LIBRARIES="$(uname -m)-linux-gnu"
 

@@ -19,10 +19,12 @@ use nix::{
 
 use super::{
     command::{self, Output, Running},
+    cri,
     events::Events,
     eventually,
     image::Image,
     keeper, leaks, lock,
+    netns::Netns,
     packages::Suite,
     process::{self, Process},
 };
@@ -80,18 +82,18 @@ impl Version {
     }
 
     /// Plugins that would touch the host, or that take time nobody here needs.
-    fn disabled_plugins(self) -> &'static [&'static str] {
-        match self {
-            Self::V1_6 => &["io.containerd.internal.v1.opt", "io.containerd.grpc.v1.cri"],
-            Self::V1_7 => &["io.containerd.internal.v1.opt", "io.containerd.grpc.v1.cri", "io.containerd.nri.v1.nri"],
-            Self::V2_1 => &[
-                "io.containerd.internal.v1.opt",
-                "io.containerd.grpc.v1.cri",
-                "io.containerd.cri.v1.images",
-                "io.containerd.cri.v1.runtime",
-                "io.containerd.nri.v1.nri",
-            ],
+    fn disabled_plugins(self, cri: bool) -> Vec<&'static str> {
+        let mut plugins = vec!["io.containerd.internal.v1.opt"];
+        if self != Self::V1_6 {
+            plugins.push("io.containerd.nri.v1.nri");
         }
+        if !cri {
+            plugins.push("io.containerd.grpc.v1.cri");
+        }
+        if !cri && self == Self::V2_1 {
+            plugins.extend(["io.containerd.cri.v1.images", "io.containerd.cri.v1.runtime"]);
+        }
+        plugins
     }
 }
 
@@ -103,24 +105,31 @@ pub struct Options {
     pub programs: BTreeMap<&'static str, PathBuf>,
     /// The node's configuration, which shims find through BETA9_SHIM_CONFIG.
     pub config: Option<String>,
+    /// Whether it is a kubelet's: with the CRI, a network, and all in the namespace that CRI's containers are in.
+    pub cri: bool,
 }
 
 /// A containerd and the places that it has to itself.
 pub struct Daemon {
+    name: String,
     namespace: String,
     dir: PathBuf,
     options: Options,
+    netns: Option<Netns>,
     process: Mutex<Option<Child>>,
     events: Events,
 }
 
 impl Daemon {
-    /// Starts a daemon in a directory of its own below `house`, with the lab's image imported. Its name is its containerd namespace.
+    /// Starts a daemon in a directory of its own below `house`, with the lab's image imported. Its name is its containerd
+    /// namespace, unless it has the CRI.
     pub fn start(house: &Path, name: &str, options: &Options, image: &Image) -> Self {
         let daemon = Self {
-            namespace: name.into(),
+            name: name.into(),
+            namespace: if options.cri { "k8s.io" } else { name }.into(),
             dir: house.join(name),
             options: options.clone(),
+            netns: options.cri.then(Netns::new),
             process: Mutex::new(None),
             events: Events::default(),
         };
@@ -150,7 +159,11 @@ impl Daemon {
             .stdin(Stdio::null())
             .stdout(log.try_clone().unwrap())
             .stderr(log);
-        *lock(&self.process) = Some(command.spawn().unwrap());
+        let child = match &self.netns {
+            Some(netns) => netns.inside(|| command.spawn()),
+            None => command.spawn(),
+        };
+        *lock(&self.process) = Some(child.unwrap());
         eventually("containerd's socket", || UnixStream::connect(self.socket()).ok());
         // At once: a shim that waited for the daemon does not wait for us.
         self.events.listen(self);
@@ -159,7 +172,17 @@ impl Daemon {
         self.events.settle(self);
     }
 
-    /// The namespace that everything of this daemon is in; cgroups and runtime roots carry it as well.
+    /// What tells it from others; the cgroups of its containers carry it.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The network namespace that a daemon with the CRI is in.
+    pub fn netns(&self) -> Option<&Netns> {
+        self.netns.as_ref()
+    }
+
+    /// The namespace that everything of this daemon is in; runtime roots carry it as well.
     pub fn namespace(&self) -> &str {
         &self.namespace
     }
@@ -262,7 +285,7 @@ impl Daemon {
         }
         let mut leaks: Vec<_> = self.shims().iter().map(|shim| format!("shim {}", shim.command.join(" "))).collect();
         self.end(Signal::SIGTERM);
-        leaks.extend(leaks::of_daemon(&self.dir, &self.namespace));
+        leaks.extend(leaks::of_daemon(&self.dir, &self.namespace, &self.name));
         leaks
     }
 
@@ -284,11 +307,17 @@ impl Daemon {
             fs::write(self.config(), config).unwrap();
         }
         let dir = self.dir.display();
-        let disabled = self.options.version.disabled_plugins();
-        let config = format!(
-            "version = 2\nroot = '{dir}/root'\nstate = '{dir}/state'\ndisabled_plugins = {disabled:?}\n\
+        let version = self.options.version;
+        let disabled = version.disabled_plugins(self.options.cri);
+        // The form of the configuration that each version writes itself.
+        let form = if version == Version::V2_1 { 3 } else { 2 };
+        let mut config = format!(
+            "version = {form}\nroot = '{dir}/root'\nstate = '{dir}/state'\ndisabled_plugins = {disabled:?}\n\
              [grpc]\naddress = '{dir}/sock'\n[ttrpc]\naddress = '{dir}/ttrpc'\n[debug]\nlevel = 'trace'\n"
         );
+        if self.options.cri {
+            config += &cri::config::furnish(version, &self.dir);
+        }
         fs::write(self.dir.join("config.toml"), config).unwrap();
     }
 
@@ -311,7 +340,8 @@ impl Daemon {
         &self.dir
     }
 
-    pub(super) fn socket(&self) -> PathBuf {
+    /// Where it serves its clients.
+    pub fn socket(&self) -> PathBuf {
         self.dir.join("sock")
     }
 

@@ -1,4 +1,4 @@
-//! The one image of the lab, made without a registry: a static busybox and what a shell expects around it, as an OCI layout in
+//! The image of the lab, made without a registry: a static busybox and what a shell expects around it, as an OCI layout in
 //! an archive for `ctr images import`, and as a directory for bundles of our own.
 
 use std::{
@@ -16,6 +16,9 @@ use super::packages::Suite;
 
 /// The image's name in every daemon.
 pub const IMAGE: &str = "docker.io/library/lab:latest";
+
+/// The same files under another name, for pods to hold their namespaces open with.
+pub const PAUSE: &str = "docker.io/library/pause:latest";
 
 /// The image's files on disk.
 pub struct Image {
@@ -76,20 +79,23 @@ impl Image {
 
         let layer = fs::read(self.layer()).unwrap();
         let layer = Blob::store(&blobs, "application/vnd.oci.image.layer.v1.tar", &layer);
-        let config = json!({
-            "architecture": architecture(),
-            "os": "linux",
-            "config": {"Env": ["PATH=/bin"], "Cmd": ["sh"], "WorkingDir": "/"},
-            "rootfs": {"type": "layers", "diff_ids": [layer.digest]},
+        let manifests = [(IMAGE, json!(["sh"])), (PAUSE, json!(["sleep", "2147483647"]))].map(|(name, command)| {
+            let config = json!({
+                "architecture": architecture(),
+                "os": "linux",
+                "config": {"Env": ["PATH=/bin"], "Cmd": command, "WorkingDir": "/"},
+                "rootfs": {"type": "layers", "diff_ids": [layer.digest]},
+            });
+            let config = Blob::store(&blobs, "application/vnd.oci.image.config.v1+json", config.to_string().as_bytes());
+            let manifest =
+                json!({"schemaVersion": 2, "config": config.descriptor(), "layers": [layer.descriptor()]}).to_string();
+            let mut manifest =
+                Blob::store(&blobs, "application/vnd.oci.image.manifest.v1+json", manifest.as_bytes()).descriptor();
+            manifest["annotations"] =
+                json!({"io.containerd.image.name": name, "org.opencontainers.image.ref.name": "latest"});
+            manifest
         });
-        let config = Blob::store(&blobs, "application/vnd.oci.image.config.v1+json", config.to_string().as_bytes());
-        let manifest = json!({"schemaVersion": 2, "config": config.descriptor(), "layers": [layer.descriptor()]});
-        let mut manifest =
-            Blob::store(&blobs, "application/vnd.oci.image.manifest.v1+json", manifest.to_string().as_bytes())
-                .descriptor();
-        manifest["annotations"] =
-            json!({"io.containerd.image.name": IMAGE, "org.opencontainers.image.ref.name": "latest"});
-        fs::write(layout.join("index.json"), json!({"schemaVersion": 2, "manifests": [manifest]}).to_string()).unwrap();
+        fs::write(layout.join("index.json"), json!({"schemaVersion": 2, "manifests": manifests}).to_string()).unwrap();
         fs::write(layout.join("oci-layout"), r#"{"imageLayoutVersion":"1.0.0"}"#).unwrap();
         archive(&layout, &self.archive());
     }

@@ -1,8 +1,8 @@
 //! The outer process: it makes the place that the tests run in, starts them as its child, inherits every orphan of theirs,
 //! and when they are done names and ends whoever is still alive. It never looks at what is tested.
 //!
-//! The place is a mount namespace with a tmpfs on /run: shim sockets, runtime roots and the lab's own files are apart from
-//! the host's and from other runs, and are gone with the last process.
+//! The place is a mount namespace with a tmpfs on /run and one on /var/lib: shim sockets, runtime roots, what CNI remembers
+//! and the lab's own files are apart from the host's and from other runs, and are gone with the last process.
 
 use std::{
     env, fs,
@@ -92,7 +92,7 @@ pub fn pid() -> i32 {
     env::var(INSIDE).expect("inside the lab").parse().unwrap()
 }
 
-/// A mount namespace of our own whose /run is empty but for the host's services.
+/// A mount namespace of our own whose /run is empty but for the host's services, and whose /var/lib is empty.
 fn furnish() -> Result<(), Errno> {
     const NONE: Option<&str> = None;
     let bind = |from: &Path, to: &Path| mount(Some(from), to, NONE, MsFlags::MS_BIND | MsFlags::MS_REC, NONE);
@@ -101,7 +101,9 @@ fn furnish() -> Result<(), Errno> {
     mount(NONE, "/", NONE, MsFlags::MS_REC | MsFlags::MS_PRIVATE, NONE)?;
     let services: Vec<_> =
         HOST_SERVICES.iter().map(Path::new).filter_map(|path| Some((path, fs::File::open(path).ok()?))).collect();
-    mount(Some("lab"), "/run", Some("tmpfs"), MsFlags::empty(), Some("mode=0755"))?;
+    for private in ["/run", "/var/lib"] {
+        mount(Some("lab"), private, Some("tmpfs"), MsFlags::empty(), Some("mode=0755"))?;
+    }
     for (path, directory) in services {
         use std::os::fd::AsRawFd;
         fs::create_dir(path).map_err(|_| Errno::last())?;

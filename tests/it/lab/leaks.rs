@@ -13,20 +13,20 @@ use super::keeper::WORK;
 const NOT_THEIRS: [&str; 5] = [WORK, "/run/systemd", "/run/dbus", "/run/containerd/fifo", "/run/beta9-shim/runsc.json"];
 
 /// What a daemon that has ended still has on disk, mounted or in cgroups.
-pub fn of_daemon(dir: &Path, namespace: &str) -> Vec<String> {
+pub fn of_daemon(dir: &Path, namespace: &str, cgroup: &str) -> Vec<String> {
     let mounts = mounts_below(dir).into_iter().map(|mount| format!("mount {mount}"));
     let bundles = ["state", "root"]
         .iter()
         .flat_map(|top| entries(&dir.join(top).join("io.containerd.runtime.v2.task").join(namespace)));
     let bundles = bundles.map(|bundle| format!("bundle {}", bundle.display()));
-    let cgroups = cgroups_of(namespace).into_iter().map(|cgroup| format!("cgroup {}", cgroup.display()));
+    let cgroups = cgroups_of(cgroup).into_iter().map(|cgroup| format!("cgroup {}", cgroup.display()));
     mounts.chain(bundles).chain(cgroups).collect()
 }
 
-/// What shims and runtimes left in the lab's /run, apart from empty directories.
+/// What shims, runtimes and CNI left in the lab's /run and /var/lib, apart from empty directories.
 pub fn in_house() -> Vec<String> {
     let mut found = Vec::new();
-    let mut dirs = vec![PathBuf::from("/run")];
+    let mut dirs = vec![PathBuf::from("/run"), PathBuf::from("/var/lib")];
     while let Some(dir) = dirs.pop() {
         for entry in entries(&dir).into_iter().filter(|entry| !NOT_THEIRS.iter().any(|other| entry == Path::new(other)))
         {
@@ -47,11 +47,11 @@ pub fn mounts_below(dir: &Path) -> Vec<String> {
     points.filter(|point| Path::new(point).starts_with(dir) && Path::new(point) != dir).map(String::from).collect()
 }
 
-/// The cgroups of a namespace's containers, in every hierarchy.
-fn cgroups_of(namespace: &str) -> Vec<PathBuf> {
+/// The cgroups of a daemon's containers, in every hierarchy.
+fn cgroups_of(name: &str) -> Vec<PathBuf> {
     let hierarchies = entries(Path::new("/sys/fs/cgroup")).into_iter().chain([PathBuf::from("/sys/fs/cgroup")]);
     let mut left = Vec::new();
-    for parent in hierarchies.map(|hierarchy| hierarchy.join(namespace)).filter(|parent| parent.is_dir()) {
+    for parent in hierarchies.map(|hierarchy| hierarchy.join(name)).filter(|parent| parent.is_dir()) {
         left.extend(entries(&parent).into_iter().filter(|entry| entry.is_dir()));
         let _ = fs::remove_dir(parent);
     }

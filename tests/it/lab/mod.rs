@@ -4,8 +4,10 @@
 //! failure can show their logs.
 
 pub mod bundle;
+pub mod cgroup;
 pub mod command;
 pub mod container;
+pub mod cri;
 pub mod daemon;
 pub mod docker;
 pub mod events;
@@ -13,6 +15,7 @@ pub mod fake;
 pub mod image;
 pub mod keeper;
 pub mod leaks;
+pub mod netns;
 pub mod packages;
 pub mod process;
 pub mod pty;

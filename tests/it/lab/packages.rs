@@ -35,4 +35,9 @@ impl Suite {
             panic!("no {program} of {self:?}: run tests/lab/fetch.sh first (it takes SUITE/PACKAGE arguments)")
         })
     }
+
+    /// The directory of its CNI plugins.
+    pub fn cni_plugins(self) -> PathBuf {
+        self.dir().join("usr/lib/cni")
+    }
 }

@@ -4,6 +4,7 @@
 mod cgroups;
 mod choice;
 mod compare;
+mod cri;
 mod docker;
 mod exec;
 mod faults;
@@ -67,7 +68,7 @@ const NVPROXY: [&[Scenario]; 1] = [gpu::NVPROXY];
 
 /// Every scenario with every case that it is for.
 pub fn trials(house: &Arc<House>, cases: &[RuntimeCase]) -> Vec<Trial> {
-    let mut trials = Vec::new();
+    let mut trials = cri::trials(house, cases);
     let mut add = |rooms: &[&[Scenario]], meant: fn(&RuntimeCase) -> bool| {
         for scenario in rooms.iter().copied().flatten() {
             trials.extend(cases.iter().filter(|case| meant(case)).map(|case| trial(house, case, *scenario)));
