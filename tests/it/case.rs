@@ -83,6 +83,11 @@ impl RuntimeCase {
         self.runtime == Runtime::Runc
     }
 
+    /// Whether its daemon is the one that stands for all where the daemon does not matter.
+    pub fn is_on_first_daemon(&self) -> bool {
+        self.options.version == Version::ALL[0]
+    }
+
     /// Whether pods get a gVisor that knows nvproxy: Debian's older runsc, which is here with ptrace, does not.
     pub fn knows_nvproxy(&self) -> bool {
         self.ours && self.runtime == Runtime::Runsc && self.options.programs["runsc"] == Suite::Trixie.program("runsc")
@@ -227,8 +232,11 @@ pub fn all() -> Vec<RuntimeCase> {
         cases.push(RuntimeCase::go(version));
         if ours {
             cases.push(RuntimeCase::runc(version));
-            cases.push(RuntimeCase::gvisor(version, Suite::Bookworm, "ptrace"));
             cases.push(RuntimeCase::gvisor(version, Suite::Trixie, "systrap"));
+        }
+        if ours && version == Version::V1_6 {
+            // Debian 12's runsc with Debian 12's containerd.
+            cases.push(RuntimeCase::gvisor(version, Suite::Bookworm, "ptrace"));
         }
     }
     cases

@@ -2,13 +2,14 @@
 # Unpacks the Debian packages that the tests run against under target/lab/<suite>/, and changes nothing else on the machine.
 #
 #   tests/lab/fetch.sh                             what `make test` needs
-#   tests/lab/fetch.sh trixie/containerd sid/runc  these as well, whichever suite they are from
+#   tests/lab/fetch.sh trixie/crun sid/criu        these as well, whichever suite they are from
 #
 # The archive's address is the one in the machine's own apt sources; lists, cache and package state are private to target/lab.
 # What is there already is not fetched again: sid floats, so a run keeps what it began with. `rm -r target/lab` starts anew.
 set -eu
 
-readonly USUAL="bookworm/containerd bookworm/runc bookworm/runsc bookworm/busybox-static bookworm/containernetworking-plugins trixie/runsc trixie/docker.io trixie/docker-cli trixie/tini"
+readonly USUAL="bookworm/containerd bookworm/runc bookworm/runsc bookworm/busybox-static bookworm/containernetworking-plugins
+trixie/containerd trixie/runc trixie/runsc trixie/docker.io trixie/docker-cli trixie/tini sid/containerd sid/runc"
 readonly TRIES=4
 readonly LIBRARIES="$(uname -m)-linux-gnu"
 

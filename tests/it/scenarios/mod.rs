@@ -35,8 +35,8 @@ use crate::{
 /// A sentence, and the function that shows it.
 type Scenario = (&'static str, fn(&Lab, &RuntimeCase));
 
-/// What every shim has to do.
-const ALL: [&[Scenario]; 10] = [
+/// What every shim has to do, on every daemon.
+const ALL: &[&[Scenario]] = &[
     run::SCENARIOS,
     io::SCENARIOS,
     exec::SCENARIOS,
@@ -45,20 +45,18 @@ const ALL: [&[Scenario]; 10] = [
     life::SCENARIOS,
     limits::SCENARIOS,
     outage::SCENARIOS,
-    faults::SCENARIOS,
     loggers::SCENARIOS,
 ];
 
+/// The same where one daemon is as good as another: what is between the shim and the runtime.
+const ALL_ONCE: &[&[Scenario]] = &[faults::SCENARIOS];
+
 /// What only ours can.
-const OURS: &[&[Scenario]] = &[
-    choice::SCENARIOS,
-    hang::SCENARIOS,
-    gpu::SCENARIOS,
-    options::SCENARIOS,
-    protocol::SCENARIOS,
-    faults::OURS,
-    loggers::OURS,
-];
+const OURS: &[&[Scenario]] = &[options::SCENARIOS];
+
+/// The same where one daemon is as good as another, or none is needed.
+const OURS_ONCE: &[&[Scenario]] =
+    &[choice::SCENARIOS, hang::SCENARIOS, gpu::SCENARIOS, protocol::SCENARIOS, faults::OURS, loggers::OURS];
 
 /// What only gVisor has.
 const GVISOR: [&[Scenario]; 1] = [pod::SCENARIOS];
@@ -74,8 +72,10 @@ pub fn trials(house: &Arc<House>, cases: &[RuntimeCase]) -> Vec<Trial> {
             trials.extend(cases.iter().filter(|case| meant(case)).map(|case| trial(house, case, *scenario)));
         }
     };
-    add(&ALL, |_| true);
+    add(ALL, |_| true);
+    add(ALL_ONCE, RuntimeCase::is_on_first_daemon);
     add(OURS, |case| case.ours);
+    add(OURS_ONCE, |case| case.ours && case.is_on_first_daemon());
     add(&GVISOR, |case| case.ours && !case.is_runc());
     add(&[compare::SCENARIOS, cgroups::MEASURED], |case| case.ours && case.is_runc());
     if Hierarchy::of_host().is_ok_and(|mode| mode == Hierarchy::V2) {
