@@ -18,7 +18,7 @@ pub struct Flags {
     pub bundle: Option<PathBuf>,
     /// `-debug`: log at debug level.
     pub debug: bool,
-    /// `-v`: print the version.
+    /// `-v`, `-version`: print the version.
     pub version: bool,
     /// `-info`: print the runtime's information (containerd 2.0 and later).
     pub info: bool,
@@ -66,7 +66,7 @@ impl Flags {
                 "bundle" => flags.bundle = Some(value()?.into()),
                 "publish-binary" | "socket" | "debug-socket" => drop(value()?),
                 "debug" => flags.debug = on,
-                "v" => flags.version = on,
+                "v" | "version" => flags.version = on,
                 "info" => flags.info = on,
                 _ => return Err(FlagError::Unknown(arg)),
             }
@@ -101,7 +101,7 @@ mod tests {
         assert_eq!(start, Ok(expected));
         let delete = parse("-namespace=default -id=c1 --bundle /b delete").unwrap();
         assert_eq!((delete.bundle, delete.action.as_deref()), (Some("/b".into()), Some("delete")));
-        assert!(parse("-v").unwrap().version);
+        assert!(parse("-v").unwrap().version && parse("-version").unwrap().version);
         assert!(parse("-info").unwrap().info);
         assert!(!parse("-debug=false start").unwrap().debug);
     }

@@ -32,8 +32,8 @@ pub enum RuntimeError {
 }
 
 impl RuntimeError {
-    /// The meaning of a failed command's words. runc 1.1 to 1.3, crun 1.8 and runsc 20221219 to 20240729 were read for
-    /// this; an unknown text is [`RuntimeError::Failed`].
+    /// The meaning of a failed command's words. runc 1.1 to 1.3, crun 1.8 to 1.28 and runsc 20221219 to 20240729 were
+    /// read for this; an unknown text is [`RuntimeError::Failed`].
     ///
     /// Only where the words are the runtime's own: a create, start or exec may quote the tenant's.
     fn from_words(command: &str, words: String) -> Self {
@@ -41,12 +41,16 @@ impl RuntimeError {
             return Self::Failed(words);
         }
         let any = |texts: &[&str]| texts.iter().any(|text| words.contains(text));
-        if any(&["does not exist", "container not found", "no such container"]) {
+        // crun says which file of its state it lacks.
+        let lacks_state = words.ends_with("/status`: No such file or directory")
+            || (words.contains("cannot open directory") && words.ends_with("No such file or directory"));
+        if lacks_state || any(&["does not exist", "container not found", "no such container"]) {
             Self::NotFound(words)
         } else if any(&[
             "process already finished",
             "container not running",
             "no such process",
+            "No such process",
             "not running",
             "is stopped",
         ]) {
@@ -142,10 +146,21 @@ mod tests {
     fn the_runtimes_words_mean_the_same_for_all_of_them() {
         use RuntimeError::{Failed, NotFound, NotRunning};
         let meaning = |words: &str| RuntimeError::from_words("kill", words.to_owned());
-        for words in ["container does not exist", "loading container: file does not exist"] {
+        for words in [
+            "container does not exist",
+            "loading container: file does not exist",
+            "error opening file `/run/crun/c1/status`: No such file or directory",
+            "cannot open directory `/run/crun/c1`: No such file or directory",
+            "container `c1` does not exist: open `/run/crun/c1/status`: No such file or directory",
+        ] {
             assert!(matches!(meaning(words), NotFound(_)), "{words}");
         }
-        for words in ["container not running", "sandbox is not running", "os: process already finished"] {
+        for words in [
+            "container not running",
+            "sandbox is not running",
+            "os: process already finished",
+            "kill container: No such process",
+        ] {
             assert!(matches!(meaning(words), NotRunning(_)), "{words}");
         }
         assert!(matches!(meaning("exec: \"nope\": executable file not found in $PATH"), Failed(_)));

@@ -110,6 +110,11 @@ impl RuntimeCase {
         Self { flags: vec![GO.to_owned()], ours: false, ..self.clone() }
     }
 
+    /// The same with these flags for `ctr run` in place of its own.
+    pub fn with_flags(&self, flags: &[&str]) -> Self {
+        Self { flags: flags.iter().map(ToString::to_string).collect(), ..self.clone() }
+    }
+
     fn go(version: Version) -> Self {
         Self {
             name: format!("go::runc::containerd-{}", version.name()),

@@ -109,11 +109,22 @@ adapt() {
         (unpack bookworm patchelf) >&2
         patchelf --force-rpath --set-rpath "$LAB/bookworm/usr/lib/$LIBRARIES:$LAB/bookworm/lib/$LIBRARIES" "$LAB/bookworm/usr/sbin/criu"
         ;;
-    trixie/runc | sid/runc)
-        for library in libc6 libseccomp2; do
+    bookworm/crun)
+        for library in libyajl2 patchelf; do
+            (unpack bookworm "$library") >&2
+        done
+        patchelf --force-rpath --set-rpath "$LAB/bookworm/usr/lib/$LIBRARIES" "$LAB/bookworm/usr/bin/crun"
+        ;;
+    trixie/runc | sid/runc | trixie/crun | sid/crun)
+        case "$1/$2" in
+        trixie/crun) libraries="libc6 libseccomp2 libyajl2" ;;
+        sid/crun) libraries="libc6 libseccomp2 libblake3-0 libjson-c5" ;;
+        *) libraries="libc6 libseccomp2" ;;
+        esac
+        for library in $libraries; do
             (unpack "$1" "$library") >&2
         done
-        own_libraries "$1" usr/sbin/runc usr/bin/runc
+        own_libraries "$1" "usr/sbin/$2" "usr/bin/$2"
         ;;
     sid/user-mode-linux)
         (unpack sid libc6) >&2
