@@ -39,25 +39,33 @@ fn request(stream_id: u32, service: &str, method: &str, payload: &[u8]) -> Vec<u
     frame(stream_id, MESSAGE_TYPE_REQUEST, &request.encode().unwrap())
 }
 
-/// Sends all of it and hangs up; returns the answers by their stream ids. Fails if the server does not hang up as well.
-fn answers(sent: &[u8]) -> HashMap<u32, Response> {
+/// Sends all of it and hangs up once these streams are answered; returns the answers by their stream ids. Fails if the
+/// server does not hang up as well.
+fn answers(sent: &[u8], awaited: &[u32]) -> HashMap<u32, Response> {
     let event_loop = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     event_loop.block_on(async {
         let (ours, theirs) = UnixStream::pair().unwrap();
         let (mut reader, mut writer) = ours.into_split();
         let exchange = async {
             let mut answers = HashMap::new();
+            let (tell, told) = tokio::sync::oneshot::channel();
+            let mut tell = Some(tell);
             let read = async {
                 while let Ok(frame) = GenMessage::read_from(&mut reader).await {
                     assert_eq!(frame.header.type_, MESSAGE_TYPE_RESPONSE);
                     let response = Response::decode(&frame.payload).unwrap();
                     answers.insert(frame.header.stream_id, response);
+                    if awaited.iter().all(|stream| answers.contains_key(stream)) {
+                        tell.take();
+                    }
                 }
+                tell.take();
             };
             let write = async {
                 let _ = writer.write_all(sent).await;
-                // The answers are sent before the end of the requests is seen.
-                tokio::time::sleep(Duration::from_millis(1)).await;
+                if !awaited.is_empty() {
+                    let _: Result<(), _> = told.await;
+                }
                 drop(writer);
             };
             tokio::join!(read, write, connection(theirs, services()));
@@ -70,7 +78,7 @@ fn answers(sent: &[u8]) -> HashMap<u32, Response> {
 #[test]
 fn what_is_not_served_is_unimplemented() {
     for (service, method) in [("test.Service", "Other"), ("other.Service", "Echo")] {
-        let answers = answers(&request(1, service, method, b""));
+        let answers = answers(&request(1, service, method, b""), &[1]);
         assert_eq!(answers[&1].status().code(), Code::UNIMPLEMENTED);
     }
 }
@@ -79,7 +87,7 @@ fn what_is_not_served_is_unimplemented() {
 fn a_frame_that_is_too_long_is_refused_and_the_next_one_answered() {
     let long = vec![0; MESSAGE_LENGTH_MAX + 1];
     let sent = [frame(1, MESSAGE_TYPE_REQUEST, &long), request(3, "test.Service", "Echo", b"x")];
-    let answers = answers(&sent.concat());
+    let answers = answers(&sent.concat(), &[1, 3]);
     assert_eq!(answers[&1].status().code(), Code::INVALID_ARGUMENT);
     assert_eq!(answers[&3].payload, b"x");
 }
@@ -108,7 +116,7 @@ proptest! {
 
     #[test]
     fn no_bytes_keep_a_connection_from_ending(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
-        answers(&bytes);
+        answers(&bytes, &[]);
     }
 
     #[test]
@@ -123,7 +131,7 @@ proptest! {
             sent.extend(frame(*id, *kind, payload));
         }
         sent.extend(request(1, "test.Service", "Echo", &payload));
-        let answers = answers(&sent);
+        let answers = answers(&sent, &[1]);
         prop_assert_eq!(&answers[&1].payload, &payload);
         for (id, response) in answers.iter().filter(|(id, _)| *id % 2 == 0) {
             prop_assert_eq!(response.status().code(), Code::INVALID_ARGUMENT, "{}", id);
