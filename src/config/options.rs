@@ -13,6 +13,8 @@ use super::tree::{Document, Section};
 use super::{Config, ConfigError, is_clean_absolute, quote};
 
 const RUNC: &str = "containerd.runc.v1.Options";
+/// What clients of containerd 1 make of `--no-pivot` and the like where the runtime's type is not runc's own.
+const OLD_RUNC: &str = "containerd.linux.runc.CreateOptions";
 /// containerd's own, and the name it had when it was CRI's.
 const NODE: [&str; 2] = ["runtimeoptions.v1.Options", "cri.runtimeoptions.v1.Options"];
 /// A body travels with each request; a configuration of this size belongs in a file.
@@ -85,6 +87,7 @@ impl HandlerOptions {
         match any.type_url.rsplit('/').next().unwrap_or_default() {
             "" if any.value.is_empty() => Ok(Self::default()),
             RUNC => Ok(Self { runc: RuncOptions::decode(&any.value)?, ..Self::default() }),
+            OLD_RUNC => Ok(Self { runc: RuncOptions::decode_old(&any.value)?, ..Self::default() }),
             name if NODE.contains(&name) => Self::decode_node(&any.value),
             _ => Err(ConfigError::Options(format!(
                 "type {} is not understood; understood: {}, {RUNC}; set them as containerd's drop-in for this shim does",
@@ -170,6 +173,30 @@ impl RuncOptions {
         .checked()
     }
 
+    /// The older message (containerd 1's runctypes), which the crates have no name for. Its further fields are those of a
+    /// checkpoint.
+    fn decode_old(bytes: &[u8]) -> Result<Self, ConfigError> {
+        let mut options = Self::default();
+        let mut read = || -> Result<(), containerd_shim_protos::protobuf::Error> {
+            let mut input = CodedInputStream::from_bytes(bytes);
+            while let Some(tag) = input.read_raw_tag_or_eof()? {
+                match (tag >> 3, tag & 7) {
+                    (1, VARINT) => options.no_pivot_root = input.read_bool()?,
+                    (8, VARINT) => options.no_new_keyring = input.read_bool()?,
+                    (9, LENGTH_DELIMITED) => options.shim_cgroup = input.read_string()?,
+                    (10, VARINT) => options.io_uid = input.read_uint32()?,
+                    (11, VARINT) => options.io_gid = input.read_uint32()?,
+                    (12, LENGTH_DELIMITED) => options.criu_work_path = input.read_string()?,
+                    (13, LENGTH_DELIMITED) => options.criu_image_path = input.read_string()?,
+                    _ => rt::skip_field_for_tag(tag, &mut input)?,
+                }
+            }
+            Ok(())
+        };
+        read().map_err(|error| malformed(OLD_RUNC, &error))?;
+        options.checked()
+    }
+
     fn from_section(root: &Section<'_>) -> Result<Self, ConfigError> {
         let flag = |key| root.get(key).map_or(Ok(false), |item| item.flag());
         let text = |key| Ok::<_, ConfigError>(root.text(key)?.map_or_else(String::new, |(_, text)| text.to_owned()));
@@ -230,6 +257,10 @@ fn is_within_root(path: &str) -> bool {
     path.starts_with('/') && !path.contains(char::is_control) && !path.split('/').any(|part| part == "..")
 }
 
+/// Wire types of protobuf's encoding.
+const VARINT: u32 = 0;
+const LENGTH_DELIMITED: u32 = 2;
+
 /// The message as it goes over the wire: containerd has it, the Rust protocol crates do not.
 #[derive(Default)]
 struct NodeMessage {
@@ -239,7 +270,6 @@ struct NodeMessage {
 
 impl NodeMessage {
     fn decode(bytes: &[u8]) -> Result<Self, containerd_shim_protos::protobuf::Error> {
-        const LENGTH_DELIMITED: u32 = 2;
         const CONFIG_PATH: u32 = 2 << 3 | LENGTH_DELIMITED;
         const CONFIG_BODY: u32 = 3 << 3 | LENGTH_DELIMITED;
         let mut message = Self::default();

@@ -204,6 +204,33 @@ fn runcs_own_options_are_kept_whole() {
 }
 
 #[test]
+fn the_options_that_clients_of_containerd_1_make_for_a_runtime_that_is_not_runcs_are_understood() {
+    let mut bytes = vec![1 << 3, 1, 8 << 3, 1];
+    bytes.extend(field(9, b"/shims"));
+    // Exit and terminal are a checkpoint's.
+    bytes.extend([2 << 3, 1, 4 << 3, 1]);
+    bytes.extend([10 << 3, 0xe8, 0x07, 11 << 3, 0xe9, 0x07]);
+    bytes.extend(field(12, b"/work"));
+    bytes.extend(field(13, b"/images"));
+    let expected = RuncOptions {
+        no_pivot_root: true,
+        no_new_keyring: true,
+        shim_cgroup: "/shims".into(),
+        io_uid: 1000,
+        io_gid: 1001,
+        criu_work_path: "/work".into(),
+        criu_image_path: "/images".into(),
+        ..RuncOptions::default()
+    };
+    let options = HandlerOptions::decode(Some(&any(OLD_RUNC, bytes))).unwrap();
+    assert_eq!(options, HandlerOptions { runc: expected, ..HandlerOptions::default() });
+    for broken in [vec![9 << 3 | 2, 200], field(9, b"../x")] {
+        let error = HandlerOptions::decode(Some(&any(OLD_RUNC, broken))).unwrap_err().to_string();
+        assert!(error.contains("CreateOptions is malformed") || error.contains("ShimCgroup"), "{error}");
+    }
+}
+
+#[test]
 fn runcs_options_replace_runcs_program_and_nothing_of_gvisor() {
     let yaml = "worker: {containerRuntime: gvisor}\nshim: {runc: /usr/bin/runc, runsc: /usr/bin/runsc}";
     let config = Config::from_yaml("x", yaml).unwrap();
@@ -234,8 +261,8 @@ fn options_of_runc_that_cannot_be_meant_are_an_error() {
 
 proptest! {
     #[test]
-    fn no_bytes_make_the_decoder_panic(bytes in proptest::collection::vec(proptest::num::u8::ANY, 0..200), which in 0..3usize) {
-        let url = [NODE[0], NODE[1], RUNC][which];
+    fn no_bytes_make_the_decoder_panic(bytes in proptest::collection::vec(proptest::num::u8::ANY, 0..200), which in 0..4usize) {
+        let url = [NODE[0], NODE[1], RUNC, OLD_RUNC][which];
         let _ = HandlerOptions::decode(Some(&any(url, bytes)));
     }
 
