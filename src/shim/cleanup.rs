@@ -3,17 +3,19 @@
 //! containerd runs it after a shim was lost, and gives it five seconds. It reads the same decision record that the shim
 //! wrote, so it calls the same runtime in the same way. On standard output stands the answer and nothing else.
 
-use std::fs;
+use std::fs::{self, File};
 use std::io::{self, Write as _};
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 
 use containerd_shim_protos::api::DeleteResponse;
 use containerd_shim_protos::protobuf::{Message as _, MessageField};
+use nix::errno::Errno;
+use nix::fcntl::{Flock, FlockArg};
 use thiserror::Error;
 
 use crate::bundle::record::Record;
-use crate::bundle::{Bundle, BundleError, Id, rootfs};
+use crate::bundle::{Bundle, BundleError, Id, group, rootfs};
 use crate::cli::flags::Flags;
 use crate::events::timestamp;
 use crate::runtime::{INIT_PID, Runtime};
@@ -22,6 +24,8 @@ use crate::shim::socket::Address;
 
 /// What the runtime gets of containerd's five seconds.
 const RUNTIME: Duration = Duration::from_secs(4);
+/// What waiting for another deletion in the same sandbox may take of it.
+const TURN: Duration = Duration::from_secs(1);
 /// A process whose end nobody saw counts as killed.
 const KILLED: u32 = 137;
 
@@ -82,13 +86,37 @@ pub fn delete(flags: &Flags, bundle: &Path) -> Result<(), CleanupError> {
 
 async fn remove(record: Record, bundle: &Bundle, id: &Id) -> io::Result<()> {
     let runtime = Runtime::new(record, bundle.clone(), id.clone(), Reaper::start()?);
-    let failed = match tokio::time::timeout(RUNTIME, runtime.delete(true)).await {
+    let removal = async {
+        let turn =
+            if runtime.is_gvisor() { tokio::time::timeout(TURN, turn(bundle)).await.ok().flatten() } else { None };
+        let removed = runtime.delete(true).await;
+        drop(turn);
+        removed
+    };
+    let failed = match tokio::time::timeout(RUNTIME, removal).await {
         Ok(Ok(())) => return Ok(()),
         Ok(Err(error)) => error.to_string(),
         Err(_) => format!("no end within {RUNTIME:?}"),
     };
     log::error!(container_id = id.as_str(), error = failed.as_str(); "the runtime did not delete the container");
     Ok(())
+}
+
+/// Waits for the deletions of other containers in the same sandbox, for as long as the result is kept; `None` if there is
+/// nothing to wait for. containerd deletes all containers of a dead shim at once, and a runsc that deletes one fails,
+/// and leaves what it has not come to, when another one ends the sandbox under it.
+async fn turn(bundle: &Bundle) -> Option<Flock<File>> {
+    let annotations = bundle.annotations().ok()?;
+    let pod = Id::parse(group(&annotations)?).ok()?;
+    let mut place = File::open(bundle.path().parent()?.join(pod.as_str())).ok()?;
+    loop {
+        match Flock::lock(place, FlockArg::LockExclusiveNonblock) {
+            Ok(turn) => return Some(turn),
+            Err((back, Errno::EWOULDBLOCK)) => place = back,
+            Err(_) => return None,
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
 }
 
 /// The dead shim's socket, unless it is a pod's and a living shim's again.

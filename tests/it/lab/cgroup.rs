@@ -4,9 +4,14 @@ use std::{
     collections::BTreeSet,
     fs,
     path::{Path, PathBuf},
+    thread,
+    time::{Duration, Instant},
 };
 
 const ROOT: &str = "/sys/fs/cgroup";
+
+/// How long what is below a pod's cgroup may take to go.
+const GRACE: Duration = Duration::from_secs(3);
 
 /// A cgroup that has the same path in every hierarchy.
 #[derive(Debug)]
@@ -63,10 +68,14 @@ impl Cgroup {
 }
 
 impl Drop for Cgroup {
-    /// What is still below it stays, and is the run's leak.
+    /// As a kubelet does it, more than once: the end of a pod whose shim has died may still be under way. What stays below it
+    /// is the run's leak.
     fn drop(&mut self) {
+        let begin = Instant::now();
         for dir in &self.dirs {
-            let _ = fs::remove_dir(dir);
+            while fs::remove_dir(dir).is_err() && begin.elapsed() < GRACE {
+                thread::sleep(Duration::from_millis(20));
+            }
         }
     }
 }

@@ -52,10 +52,16 @@ fn cgroups_of(name: &str) -> Vec<PathBuf> {
     let hierarchies = entries(Path::new("/sys/fs/cgroup")).into_iter().chain([PathBuf::from("/sys/fs/cgroup")]);
     let mut left = Vec::new();
     for parent in hierarchies.map(|hierarchy| hierarchy.join(name)).filter(|parent| parent.is_dir()) {
-        left.extend(entries(&parent).into_iter().filter(|entry| entry.is_dir()));
+        left.extend(entries(&parent).into_iter().filter(|entry| entry.is_dir()).flat_map(|cgroup| ends_of(&cgroup)));
         let _ = fs::remove_dir(parent);
     }
     left
+}
+
+/// The cgroups below this one that have none below them, or else itself.
+fn ends_of(cgroup: &Path) -> Vec<PathBuf> {
+    let ends: Vec<_> = entries(cgroup).iter().filter(|entry| entry.is_dir()).flat_map(|child| ends_of(child)).collect();
+    if ends.is_empty() { vec![cgroup.into()] } else { ends }
 }
 
 /// Takes away the cgroups of every namespace with this prefix: after a run that failed or was interrupted.

@@ -124,8 +124,16 @@ impl Lab {
         // A daemon of the trial's own goes with it; a leak there is the trial's failure.
         std::mem::take(&mut *lock(&lab.dockers)).iter().for_each(|docker| docker.close());
         let used = std::mem::take(&mut *lock(&lab.used));
-        let leaks: Vec<_> = used.into_iter().filter_map(Arc::into_inner).flat_map(|daemon| daemon.close()).collect();
-        if leaks.is_empty() { Ok(()) } else { Err(format!("left behind: {}", leaks.join("; "))) }
+        let mut logs = String::new();
+        let close = |daemon: Daemon| {
+            let leaks = daemon.close();
+            if !leaks.is_empty() {
+                logs += &daemon.log_tail(LOG_LINES)
+            }
+            leaks
+        };
+        let leaks: Vec<_> = used.into_iter().filter_map(Arc::into_inner).flat_map(close).collect();
+        if leaks.is_empty() { Ok(()) } else { Err(format!("left behind: {}\n{logs}", leaks.join("; "))) }
     }
 
     /// The daemon that all trials with these options share.

@@ -58,10 +58,6 @@ fn no_program(lab: &Lab, case: &RuntimeCase) {
 }
 
 fn out_of_memory(lab: &Lab, case: &RuntimeCase) {
-    // There the kernel's choice is not always the sandbox, and the container goes on.
-    if case.handler == PTRACE {
-        return;
-    }
     let cri = cri(lab, case);
     let pod = Pod::run(lab, &cri, case.handler, |_| {});
     // gVisor's containers have the pod's limit together; their sandbox needs some of it for itself.

@@ -48,10 +48,6 @@ fn restart(lab: &Lab, case: &RuntimeCase) {
 }
 
 fn shim_killed(lab: &Lab, case: &RuntimeCase) {
-    // A sandbox's cgroup is left now and then.
-    if !case.is_runc() {
-        return;
-    }
     let daemon = lab.own_daemon(&case.cri_daemon());
     let cri = Cri::of(&daemon);
     let pod = Pod::run(lab, &cri, case.handler, |_| {});
