@@ -64,7 +64,7 @@ fn out_of_memory(lab: &Lab, case: &RuntimeCase) {
     let limit = if case.is_runc() { 24 << 20 } else { 200 << 20 };
     pod.cgroup().limit_memory(limit.try_into().unwrap());
     let bystander = pod.start("bystander", &["sleep", "1000"]);
-    let container = pod.start_with("greedy", &["tail", "/dev/zero"], |config| {
+    let container = pod.start_with("greedy", &["dd", "if=/dev/zero", "of=/dev/null", "bs=1G"], |config| {
         config.linux.as_mut().unwrap().resources.as_mut().unwrap().memory_limit_in_bytes = limit;
     });
     let status = container.ended();
