@@ -6,6 +6,7 @@
 pub mod record;
 pub mod rewrite;
 pub mod rootfs;
+pub mod volumes;
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use crate::bundle::{Bundle, BundleError};
+use crate::cgroup::Cgroup;
 use crate::config::RuncOptions;
 use crate::select::Decision;
 
@@ -20,6 +21,8 @@ pub struct Record {
     pub decision: Decision,
     /// The container runs in another one's sandbox (a gVisor pod's containers but the first).
     pub in_sandbox: bool,
+    /// gVisor: the cgroup that runsc makes for this container alone, where its path tells.
+    pub cgroup: Option<Cgroup>,
     /// The runtime asks systemd for cgroups.
     pub systemd_cgroup: bool,
     /// runc: do not use pivot_root.

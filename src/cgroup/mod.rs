@@ -1,8 +1,9 @@
 //! A container's cgroup: where it is, what it has used, which processes it holds, and its removal.
 //!
 //! Owns the host's cgroup mode and one container's directories, which are read from a living process and
-//! never computed from the spec: runtimes place containers in their own ways. Never sets a limit and never
-//! kills. Called by the container's actor (statistics, pids, OOM) and by `delete`.
+//! never computed from the spec: runtimes place containers in their own ways. One that a runtime left behind without a
+//! process is the exception, and can only be removed. Never sets a limit and never kills. Called by the container's
+//! actor (statistics, pids, OOM), and by `runtime` when a container is deleted.
 
 mod file;
 mod oom;
@@ -17,7 +18,7 @@ mod lab;
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::{self, BufReader};
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 use containerd_shim_protos::protobuf::well_known_types::any::Any;
 use containerd_shim_protos::protobuf::{self, Message};
@@ -128,6 +129,22 @@ impl Cgroup {
         memberships.retain(|membership| membership.path != Path::new("/"));
         let directories = place::directories(memberships, &mounts()?);
         Self::from_directories(Hierarchy::of_host()?, directories).ok_or(Error::Gone(path))
+    }
+
+    /// Where a runtime that makes cgroups by itself makes one for the container `id` whose spec has this cgroupsPath; whether
+    /// it did is another question. `None` unless the last part of the path is the container's id: others' are not ours
+    /// to remove, and that is all that this is good for.
+    pub fn of_spec(path: &str, id: &str) -> Result<Option<Self>, Error> {
+        let path = Path::new("/").join(path.trim_start_matches('/'));
+        let plain = path.components().skip(1).all(|part| matches!(part, Component::Normal(_)));
+        if !plain || path.file_name().is_none_or(|name| name != id) {
+            return Ok(None);
+        }
+        let mounts = mounts()?;
+        let everywhere = mounts
+            .iter()
+            .map(|mount| Membership { controllers: mount.options.clone().unwrap_or_default(), path: path.clone() });
+        Ok(Self::from_directories(Hierarchy::of_host()?, place::directories(everywhere.collect(), &mounts)))
     }
 
     fn from_directories(hierarchy: Hierarchy, mut directories: BTreeMap<String, PathBuf>) -> Option<Self> {
@@ -335,6 +352,22 @@ mod tests {
         let names = directories(&["", "name=systemd"]);
         let cgroup = Cgroup::from_directories(Hierarchy::V2, names);
         assert_eq!(cgroup, Some(Cgroup::V2("/cg/".into())));
+    }
+
+    #[test]
+    fn what_a_runtime_would_make_is_where_its_processes_would_be() {
+        let lab = Lab::new();
+        let child = lab.idle_child();
+        let memberships = memberships(&child.pid().to_string()).unwrap().0;
+        let unnamed = |membership: &&Membership| membership.controllers.iter().all(|name| !name.contains('='));
+        let own = memberships.iter().filter(unnamed).find(|membership| membership.path != Path::new("/")).unwrap();
+        let (path, id) = (own.path.to_str().unwrap(), own.path.file_name().unwrap().to_str().unwrap());
+        let planned = Cgroup::of_spec(path, id).unwrap().unwrap();
+        assert!(lab.directories().all(|directory| planned.directories().contains(&directory)), "{planned:?}");
+        for other in ["/", "", "a", "/a/b", "/a/../id", "../id", "slice:prefix:id", "/id/"] {
+            let other = Cgroup::of_spec(other, "id").unwrap();
+            assert!(other.is_none() || other.unwrap().directories().iter().all(|path| path.ends_with("id")));
+        }
     }
 
     #[test]

@@ -11,6 +11,8 @@ use crate::runtime::command::{CommandError, Output};
 
 /// The longest part of a runtime's log that is read for one failure.
 const LONGEST_LOG: u64 = 4 << 20;
+/// What a sandbox prints when it breaks, beside the runtime's log.
+pub(super) const PANIC_LOG: &str = "panic.log";
 /// The longest reason that is passed on.
 const LONGEST_REASON: usize = 2000;
 
@@ -62,7 +64,7 @@ impl RuntimeError {
 
     /// The failure of `command` (a subcommand's name), from what its log gained since `mark`, else from its output.
     pub(super) fn of(program: &str, command: &str, output: &Output, log: &Path, mark: u64) -> Self {
-        let said = last_error(log, mark)
+        let said = reason_in(log, mark)
             .or_else(|| last_line(&output.stderr))
             .or_else(|| last_line(&output.stdout))
             .unwrap_or_else(|| format!("exit status {}, and not a word of why", output.exit.code));
@@ -86,18 +88,39 @@ pub(super) fn mark(log: &Path) -> u64 {
     log.metadata().map_or(0, |metadata| metadata.len())
 }
 
-/// The message of the last record at level error that `log` gained since `mark`.
-fn last_error(log: &Path, mark: u64) -> Option<String> {
+/// The reason in what `log` gained since `mark`.
+fn reason_in(log: &Path, mark: u64) -> Option<String> {
     let mut file = File::open(log).ok()?;
     file.seek(SeekFrom::Start(mark)).ok()?;
     let mut content = Vec::new();
     file.take(LONGEST_LOG).read_to_end(&mut content).ok()?;
-    last_error_in(&content)
+    let last = last_error_in(&content)?;
+    if !last.ends_with("EOF") {
+        return Some(last);
+    }
+    // runsc lost its sandbox, whose own words, or those of its gofer, stand before; what died first knows why.
+    let first = errors_in(&content).next().filter(|first| *first != last);
+    let cause = first.or_else(|| panic_in(&log.with_file_name(PANIC_LOG)));
+    Some(cause.map_or(last.clone(), |cause| format!("{cause} ({last})")))
+}
+
+/// Why a gVisor sandbox broke, if it did: the first line of the panic that Go printed there.
+pub(super) fn panic_in(panic_log: &Path) -> Option<String> {
+    let mut content = Vec::new();
+    File::open(panic_log).ok()?.take(LONGEST_REASON as u64 * 4).read_to_end(&mut content).ok()?;
+    let content = String::from_utf8_lossy(&content);
+    let is_cause =
+        |line: &&str| ["panic: ", "fatal error: ", "FATAL ERROR: "].iter().any(|start| line.starts_with(start));
+    content.lines().find(is_cause).map(|line| line.chars().take(LONGEST_REASON).collect())
 }
 
 /// The message of the last record at level error in a runtime's log. Records follow each other with (runc) or without
 /// (runsc) a newline; what is cut short ends the search.
 pub fn last_error_in(content: &[u8]) -> Option<String> {
+    errors_in(content).last()
+}
+
+fn errors_in(content: &[u8]) -> impl Iterator<Item = String> {
     #[derive(Deserialize)]
     struct Entry {
         #[serde(default)]
@@ -109,7 +132,6 @@ pub fn last_error_in(content: &[u8]) -> Option<String> {
         .into_iter::<Entry>()
         .map_while(Result::ok)
         .filter(|entry| ["error", "fatal", "panic"].contains(&entry.level.as_str()) && !entry.msg.trim().is_empty())
-        .last()
         .map(|entry| entry.msg.trim().to_owned())
 }
 
@@ -129,6 +151,24 @@ mod tests {
         assert_eq!(last_error_in(runc).as_deref(), Some("last"));
         let runsc = b"{\"msg\":\"a\",\"level\":\"info\"}{\"msg\":\"boom\",\"level\":\"error\",\"time\":\"t\"}{\"msg\":\"b\",\"level\":\"info\"}";
         assert_eq!(last_error_in(runsc).as_deref(), Some("boom"));
+    }
+
+    #[test]
+    fn a_sandbox_that_was_lost_has_said_why_before() {
+        let folder = std::env::temp_dir().join(format!("beta9-reason-{}", std::process::id()));
+        std::fs::create_dir_all(&folder).unwrap();
+        let (log, panic) = (folder.join("log.json"), folder.join(PANIC_LOG));
+        let record = |message: &str| serde_json::json!({"level": "error", "msg": message}).to_string();
+        let lost = "creating container: waiting for sandbox to start: EOF";
+        std::fs::write(&log, [record("unknown capability"), record("a consequence"), record(lost)].concat()).unwrap();
+        assert_eq!(reason_in(&log, 0), Some(format!("unknown capability ({lost})")));
+        std::fs::write(&log, record(lost)).unwrap();
+        assert_eq!(reason_in(&log, 0).as_deref(), Some(lost));
+        std::fs::write(&panic, "noise\npanic: no driver\n\ngoroutine 1 [running]:\n").unwrap();
+        assert_eq!(reason_in(&log, 0), Some(format!("panic: no driver ({lost})")));
+        std::fs::write(&log, [record("first"), record("last")].concat()).unwrap();
+        assert_eq!(reason_in(&log, 0).as_deref(), Some("last"));
+        std::fs::remove_dir_all(&folder).unwrap();
     }
 
     #[test]

@@ -20,6 +20,7 @@ use nix::sys::inotify::AddWatchFlags;
 
 use crate::bundle::record::Record;
 use crate::bundle::{Bundle, Id};
+use crate::cgroup;
 use crate::fd::PathWatch;
 use crate::runtime::command::{Command, CommandError, Output, Streams};
 pub use crate::runtime::error::RuntimeError;
@@ -32,6 +33,13 @@ pub const INIT_PID: &str = "init.pid";
 const LOG: &str = "log.json";
 /// What gVisor's kernel tells a container's user, in the bundle.
 const USER_LOG: &str = "user.log";
+
+/// The first release that was seen not to; it says only once of each system call that it does not have it.
+const FIRST_WITH_BOUNDED_USER_LOG: u32 = 20_240_729;
+/// The length of the ids that Docker, CRI and nerdctl make.
+const LONG_ID: usize = 64;
+/// How often, and how long after each other, it is tried to remove a cgroup whose last processes are ending.
+const LAST_PROCESSES_MS: [u64; 6] = [0, 10, 40, 150, 300, 500];
 
 const CONSOLE: &str = "--console-socket";
 
@@ -59,7 +67,8 @@ pub struct Runtime {
     root: PathBuf,
     record: Record,
     bundle: Bundle,
-    id: Id,
+    /// What the runtime knows the container by.
+    name: String,
     reaper: Reaper,
 }
 
@@ -88,6 +97,17 @@ impl From<ProcessStreams> for Streams {
     fn from(ProcessStreams { stdin, stdout, stderr }: ProcessStreams) -> Self {
         Self::Given { stdin, stdout, stderr }
     }
+}
+
+/// What runsc knows a container by. It takes the first container whose id begins with a given text, and nothing if there
+/// are several, the one of exactly this id included. So no name may be the beginning of another one: engines' long ids are
+/// all of one length and stay as they are, others get a last character that ids cannot have.
+pub fn runsc_name(id: &Id) -> String {
+    let mut name = id.to_string();
+    if name.len() < LONG_ID {
+        name.push('+');
+    }
+    name
 }
 
 /// What an exec'd process is given.
@@ -119,7 +139,14 @@ impl Runtime {
             Selected::Runc { .. } => Kind::Runc,
             Selected::Gvisor(_) => Kind::Runsc,
         };
+        let name = match kind {
+            Kind::Runc => id.to_string(),
+            Kind::Runsc => runsc_name(&id),
+        };
         base.extend(["--log".to_owned(), path(&bundle.join(LOG)), "--log-format".to_owned(), "json".to_owned()]);
+        if kind == Kind::Runsc {
+            base.extend(["--panic-log".to_owned(), path(&bundle.join(error::PANIC_LOG))]);
+        }
         Self {
             kind,
             program: record.decision.runtime.binary().to_owned(),
@@ -127,7 +154,7 @@ impl Runtime {
             root: record.root(),
             record,
             bundle,
-            id,
+            name,
             reaper,
         }
     }
@@ -152,7 +179,7 @@ impl Runtime {
             let root = self.root.display();
             return Err(RuntimeError::Failed(format!(
                 "runsc has a container {} already, in {root}; delete it first",
-                self.id
+                self.name
             )));
         }
         let mut args = words(&["create", "--bundle"]);
@@ -163,9 +190,12 @@ impl Runtime {
                 args.extend(self.record.no_pivot_root.then(|| "--no-pivot".into()));
                 args.extend(self.record.no_new_keyring.then(|| "--no-new-keyring".into()));
             }
-            Kind::Runsc => args.extend(["--user-log".into(), path(&self.bundle.join(USER_LOG))]),
+            Kind::Runsc if self.keeps_user_log() => {
+                args.extend(["--user-log".into(), path(&self.bundle.join(USER_LOG))]);
+            }
+            Kind::Runsc => {}
         }
-        args.push(self.id.to_string());
+        args.push(self.name.clone());
         let _kept = self.reaper.expect();
         let created = self.run(args, streams.into(), LONG).await;
         let pid = created.and_then(|_| {
@@ -188,7 +218,7 @@ impl Runtime {
     /// Starts the created container. The streams are for a container in another one's sandbox, which gets them here.
     pub async fn start(&self, streams: Option<ProcessStreams>) -> Result<(), RuntimeError> {
         let streams = streams.map_or(Streams::Captured, Into::into);
-        self.run(vec!["start".into(), self.id.to_string()], streams, LONG).await.map(drop)
+        self.run(vec!["start".into(), self.name.clone()], streams, LONG).await.map(drop)
     }
 
     /// Sends a signal, by number.
@@ -199,22 +229,39 @@ impl Runtime {
             Target::All => args.push("--all".into()),
             Target::Inner(pid) => args.extend(["--pid".into(), pid.to_string()]),
         }
-        args.extend([self.id.to_string(), signal.to_string()]);
+        args.extend([self.name.clone(), signal.to_string()]);
         self.ask(args).await.map(drop)
     }
 
     /// Removes the container; one that does not exist is removed. `force` kills it first.
     pub async fn delete(&self, force: bool) -> Result<(), RuntimeError> {
         // runsc takes the first container whose id begins with the given text.
-        if self.kind == Kind::Runsc && !self.has_state() {
-            return Ok(());
+        if self.kind == Kind::Runc || self.has_state() {
+            let mut args = words(&["delete"]);
+            args.extend(force.then(|| "--force".into()));
+            args.push(self.name.clone());
+            match self.run(args, Streams::Captured, DELETE).await {
+                Ok(_) | Err(RuntimeError::NotFound(_)) => {}
+                Err(error) => return Err(error),
+            }
         }
-        let mut args = words(&["delete"]);
-        args.extend(force.then(|| "--force".into()));
-        args.push(self.id.to_string());
-        match self.run(args, Streams::Captured, DELETE).await {
-            Ok(_) | Err(RuntimeError::NotFound(_)) => Ok(()),
-            Err(error) => Err(error),
+        self.remove_cgroup().await;
+        Ok(())
+    }
+
+    /// Removes the cgroup that runsc left: after a failed create, or because a process in it was still ending.
+    async fn remove_cgroup(&self) {
+        let Some(cgroup) = &self.record.cgroup else { return };
+        let mut left = Ok(());
+        for pause in LAST_PROCESSES_MS {
+            tokio::time::sleep(Duration::from_millis(pause)).await;
+            left = cgroup.remove();
+            if !matches!(left, Err(cgroup::Error::Busy(_))) {
+                break;
+            }
+        }
+        if let Err(error) = left {
+            log::warn!(error = error.to_string().as_str(); "runsc left a cgroup behind");
         }
     }
 
@@ -258,7 +305,7 @@ impl Runtime {
         pid_file: &str,
         streams: Streams,
     ) -> Result<Started, RuntimeError> {
-        args.extend(["--detach".into(), self.id.to_string()]);
+        args.extend(["--detach".into(), self.name.clone()]);
         let _kept = self.reaper.expect();
         self.run(args, streams, LONG).await?;
         let pid =
@@ -276,7 +323,7 @@ impl Runtime {
         streams: Streams,
     ) -> Result<Started, RuntimeError> {
         let inner_pid_file = format!("{name}.inner-pid");
-        args.extend(["--internal-pid-file".into(), path(&self.bundle.join(&inner_pid_file)), self.id.to_string()]);
+        args.extend(["--internal-pid-file".into(), path(&self.bundle.join(&inner_pid_file)), self.name.clone()]);
         let written = AddWatchFlags::IN_CLOSE_WRITE | AddWatchFlags::IN_MOVED_TO;
         let mut pid_files = PathWatch::on(self.bundle.path(), written).map_err(|error| self.cannot_spawn(error))?;
         let log = self.bundle.join(LOG);
@@ -325,10 +372,26 @@ impl Runtime {
             #[serde(rename = "exitStatus")]
             exit_status: u32,
         }
-        let output = self.run(vec!["wait".into(), self.id.to_string()], Streams::Captured, FOREVER).await?;
+        let output = self.run(vec!["wait".into(), self.name.clone()], Streams::Captured, FOREVER).await?;
         let waited: Waited = serde_json::from_slice(&output.stdout)
             .map_err(|error| RuntimeError::Failed(format!("{} wait printed no exit status: {error}", self.program)))?;
         Ok(Exit { code: waited.exit_status, ..output.exit })
+    }
+
+    /// Whether what gVisor tells its user may be kept. Older releases write a line for each process that a signal ends, as
+    /// many as a tenant likes, so they do it only where an operator wants everything logged.
+    fn keeps_user_log(&self) -> bool {
+        match &self.record.decision.runtime {
+            Selected::Gvisor(gvisor) => {
+                gvisor.debug || gvisor.release.is_some_and(|release| release >= FIRST_WITH_BOUNDED_USER_LOG)
+            }
+            Selected::Runc { .. } => false,
+        }
+    }
+
+    /// Why the container's sandbox broke, if it did.
+    pub fn panic(&self) -> Option<String> {
+        error::panic_in(&self.bundle.join(error::PANIC_LOG))
     }
 
     /// Whether this process, which the container's runtime left to us, is still there.
@@ -338,12 +401,12 @@ impl Runtime {
 
     /// Freezes the container; in gVisor the whole sandbox.
     pub async fn pause(&self) -> Result<(), RuntimeError> {
-        self.ask(vec!["pause".into(), self.id.to_string()]).await.map(drop)
+        self.ask(vec!["pause".into(), self.name.clone()]).await.map(drop)
     }
 
     /// Thaws it.
     pub async fn resume(&self) -> Result<(), RuntimeError> {
-        self.ask(vec!["resume".into(), self.id.to_string()]).await.map(drop)
+        self.ask(vec!["resume".into(), self.name.clone()]).await.map(drop)
     }
 
     /// Applies new resource limits: the JSON of the OCI specification's LinuxResources.
@@ -351,7 +414,7 @@ impl Runtime {
         const FILE: &str = "resources.json";
         let written = self.bundle.write(FILE, resources);
         written.map_err(|error| RuntimeError::Failed(error.to_string()))?;
-        let args = vec!["update".into(), "--resources".into(), path(&self.bundle.join(FILE)), self.id.to_string()];
+        let args = vec!["update".into(), "--resources".into(), path(&self.bundle.join(FILE)), self.name.clone()];
         let updated = self.ask(args).await;
         self.bundle.remove(FILE);
         updated.map(drop)
@@ -359,7 +422,7 @@ impl Runtime {
 
     /// The pids of the container's processes, as seen inside a gVisor sandbox.
     pub async fn inner_pids(&self) -> Result<Vec<u32>, RuntimeError> {
-        let output = self.ask(vec!["ps".into(), "--format".into(), "json".into(), self.id.to_string()]).await?;
+        let output = self.ask(vec!["ps".into(), "--format".into(), "json".into(), self.name.clone()]).await?;
         // runsc prints nothing else, but not always a list: null when there is none.
         let pids: Option<Vec<u32>> = serde_json::from_slice(&output.stdout)
             .map_err(|error| RuntimeError::Failed(format!("{} ps printed no list of pids: {error}", self.program)))?;
@@ -368,7 +431,7 @@ impl Runtime {
 
     /// Whether runsc has a state file of exactly this container.
     fn has_state(&self) -> bool {
-        let prefix = format!("{}_sandbox:", self.id);
+        let prefix = format!("{}_sandbox:", self.name);
         let entries = fs::read_dir(&self.root).into_iter().flatten().flatten();
         entries
             .map(|entry| entry.file_name())

@@ -65,6 +65,8 @@ pub struct Gvisor {
     pub flags: Vec<String>,
     /// `shim.annotations: trust`.
     pub trusts_annotations: bool,
+    /// runsc's release, as a date in digits (20240729), where its version has one.
+    pub release: Option<u32>,
 }
 
 /// Why a pod that gVisor was meant for runs with runc.
@@ -151,16 +153,15 @@ impl Decision {
 
     /// Whether runsc may see an annotation of the pod's spec. Some of its own are flags by another name
     /// (`dev.gvisor.internal.nvproxy`, `dev.gvisor.flag.*`) or name host paths (`dev.gvisor.spec.rootfs.*`): on a pod's
-    /// own word they would undo the decision. The hints about the pod's volumes are harmless, and all that is left; what
-    /// the shim itself adds comes after this.
+    /// own word they would undo the decision. What the shim itself adds comes after this, the pod's hints about its
+    /// volumes among them. CRI-O's names for what a container is do not count with containerd.
     pub fn passes_annotation(&self, key: &str) -> bool {
         match &self.runtime {
             Runtime::Gvisor(gvisor) if !gvisor.trusts_annotations => {
                 // runsc heeds flags in annotations only if it is told to.
                 let inert = !gvisor.flags.iter().any(|flag| flag.contains("allow-flag-override"));
-                !key.starts_with("dev.gvisor.")
-                    || key.starts_with("dev.gvisor.spec.mount.")
-                    || (inert && key.starts_with("dev.gvisor.flag."))
+                let foreign = ["dev.gvisor.", "io.kubernetes.cri-o."].iter().any(|prefix| key.starts_with(prefix));
+                !foreign || (inert && key.starts_with("dev.gvisor.flag."))
             }
             Runtime::Gvisor(_) | Runtime::Runc { .. } => true,
         }

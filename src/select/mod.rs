@@ -266,6 +266,7 @@ pub fn plan(
             debug,
             flags,
             trusts_annotations: pool.policies.annotations == Annotations::Trust,
+            release: None,
         })
     };
     let decision = Decision {
@@ -331,6 +332,7 @@ impl Plan {
                 };
             }
         };
+        gvisor.release = release(version);
         if let Some(evidence) = gpu {
             if !knows_nvproxy {
                 return Err(Refusal::NvproxyUnknown { evidence, version: quote(version).bare().to_string() });
@@ -352,6 +354,12 @@ impl Plan {
         }
         Ok(decision)
     }
+}
+
+/// The date in a runsc's version, which is how gVisor counts: `release-20240729.0`, Debian's `0.0~20221219.0`.
+fn release(version: &str) -> Option<u32> {
+    let mut numbers = version.split(|character: char| !character.is_ascii_digit());
+    numbers.find(|number| number.len() == 8 && number.starts_with("20"))?.parse().ok()
 }
 
 const CONTAINER_RUNC: ContainerRuntime = ContainerRuntime::Runc;

@@ -316,7 +316,9 @@ fn runscs_own_annotations_reach_it_only_where_they_decide_nothing() {
     }
     let heeded = "runscFlags: [--allow-flag-override]";
     assert!(!passes(heeded, "secure", "dev.gvisor.flag.network"));
-    assert!(passes("", "secure", "dev.gvisor.spec.mount.cache.share"));
+    // The shim reads these, and tells runsc what comes of them.
+    assert!(!passes("", "secure", "dev.gvisor.spec.mount.cache.share"));
+    assert!(!passes("", "secure", "io.kubernetes.cri-o.ContainerType"));
     assert!(passes("", "secure", "io.kubernetes.cri.container-type"));
 }
 
@@ -529,5 +531,19 @@ proptest! {
     #[test]
     fn no_spec_makes_the_reader_panic(text in "(?s).{0,200}") {
         let _ = SpecView::from_json(text.as_bytes()).map(|spec| Workload::from_spec(&spec));
+    }
+}
+
+#[test]
+fn a_runsc_counts_its_releases_by_date() {
+    for (version, expected) in [
+        ("release-20240729.0", Some(20240729)),
+        ("0.0~20221219.0", Some(20221219)),
+        ("20260511.1-3+b2", Some(20260511)),
+        ("VERSION_MISSING", None),
+        ("release-123456789.0", None),
+        ("10000000", None),
+    ] {
+        assert_eq!(super::release(version), expected, "{version}");
     }
 }

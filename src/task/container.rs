@@ -543,6 +543,9 @@ impl Container {
             });
         }
         if let Place::Host(host) = &mut self.place {
+            if let Some(panic) = self.runtime.panic() {
+                log::error!(container_id = self.id.as_str(), panic = panic.as_str(); "the gVisor sandbox broke");
+            }
             self.hosting = true;
             let gone = host.end();
             self.report(async move {
@@ -787,7 +790,7 @@ impl Container {
             _ => {}
         }
         let runtime = self.runtime.clone();
-        let sandbox = self.place.sandbox().filter(|_| exec.is_none()).map(Sandbox::pid);
+        let sandbox = self.place.sandbox().map(Sandbox::pid);
         if self.runtime.is_gvisor() && self.paused && signal == SIGKILL {
             // Nothing is delivered to a paused sandbox; that much of its pause ends here.
             return self.report(async move {
@@ -924,9 +927,15 @@ async fn start_init(
 async fn deliver(runtime: &Runtime, sandbox: Option<i32>, signal: u32, target: Target) -> Result<(), RuntimeError> {
     let result = runtime.kill(signal, target).await;
     match (&result, sandbox) {
-        (Err(RuntimeError::Command(CommandError::Deadline { .. })), Some(sandbox)) if signal == SIGKILL => {
+        (Err(RuntimeError::Command(CommandError::Deadline { .. })), Some(sandbox))
+            if signal == SIGKILL && !matches!(target, Target::Inner(_)) =>
+        {
             log::error!(sandbox; "the sandbox does not answer and is killed");
             runtime.signal(sandbox, SIGKILL)
+        }
+        // In whatever words runsc says so.
+        (Err(_), Some(sandbox)) if !runtime.is_claimed(sandbox) => {
+            Err(RuntimeError::NotRunning("process already finished".into()))
         }
         _ => result,
     }

@@ -13,11 +13,13 @@ use super::process::Process;
 use super::sandbox::{Guest, Host, Place, Sandbox};
 use super::{Reply, TaskError};
 use crate::bundle::record::Record;
+use crate::bundle::rewrite::Rules;
+use crate::bundle::volumes::Volumes;
 use crate::bundle::{Annotations, Bundle, Id, rewrite, rootfs};
 use crate::cgroup::{self, Cgroup, OomWatch};
 use crate::config::file::{ENVIRONMENT, load};
 use crate::config::{ContainerRuntime, HandlerOptions, RuncOptions};
-use crate::runtime::{ProcessStreams, Runtime, Started, probe};
+use crate::runtime::{ProcessStreams, Runtime, Started, probe, runsc_name};
 use crate::select::{Decision, SpecView, Workload, plan};
 use crate::shim::log::emit;
 use crate::stdio::{ConsoleSocket, Origin, Owner, Stdio, StreamNames};
@@ -82,6 +84,10 @@ pub(super) async fn create(
     let guest = guest(&decided.decision, &annotations, sandbox)?;
     let mut record = decided.record.clone();
     record.in_sandbox = guest.is_some();
+    if matches!(decided.decision.runtime, crate::select::Runtime::Gvisor(_)) && !record.systemd_cgroup {
+        record.cgroup =
+            spec.cgroups_path().and_then(|path| Cgroup::of_spec(path, id.as_str()).transpose()).transpose()?;
+    }
     if decided.decision.runtime.kind() == ContainerRuntime::Runc {
         // Of a gVisor pod all commands have the same flags; runc's containers are each by themselves.
         record.follow(&options.runc, spec.systemd_cgroup());
@@ -89,9 +95,17 @@ pub(super) async fn create(
     record.write(bundle)?;
     let mut undo = Undo { bundle, armed: true };
     let runtime = Runtime::new(record, bundle.clone(), id.clone(), shim.reaper.clone());
+    let mut volumes = Volumes::default();
     if let crate::select::Runtime::Gvisor(gvisor) = &decided.decision.runtime {
         let devices = gvisor.nvproxy && workload.asks_for_gpu();
-        rewrite::for_runsc(bundle, devices, |key| decided.decision.passes_annotation(key))?;
+        let rules = Rules { devices, keep: &|key| decided.decision.passes_annotation(key) };
+        match &guest {
+            Some(guest) => {
+                let sandbox = guest.sandbox();
+                rewrite::for_guest(bundle, &rules, sandbox.volumes(), &runsc_name(sandbox.id()))?;
+            }
+            None => volumes = rewrite::for_sandbox(bundle, &rules, &annotations, gvisor.release)?,
+        }
         if gvisor.nvproxy {
             log::info!(container_id = id.as_str(), nvproxy_enabled = true; "starting container with nvproxy");
         }
@@ -134,7 +148,7 @@ pub(super) async fn create(
     let shares_pids = spec.shares_pids();
     let place = match guest {
         Some(guest) => Place::Guest(guest),
-        None if runtime.is_gvisor() => Place::Host(Host::new(id.clone(), started.pid)),
+        None if runtime.is_gvisor() => Place::Host(Host::new(id.clone(), started.pid, volumes)),
         None => Place::Alone,
     };
     Ok(Container::new(
@@ -215,6 +229,7 @@ async fn decide(
         namespace: shim.namespace.clone(),
         decision: decision.clone(),
         in_sandbox: false,
+        cgroup: None,
         systemd_cgroup: options.runc.systemd_cgroup || spec.systemd_cgroup(),
         no_pivot_root: options.runc.no_pivot_root,
         no_new_keyring: options.runc.no_new_keyring,

@@ -5,10 +5,12 @@
 //! after them. Nothing here knows a runtime or publishes. Made by `create`, kept by `pod`, used by `container`.
 
 use std::convert::Infallible;
+use std::sync::Arc;
 
 use tokio::sync::{mpsc, watch};
 
 use crate::bundle::Id;
+use crate::bundle::volumes::Volumes;
 
 /// Where a container lives.
 pub(super) enum Place {
@@ -43,6 +45,7 @@ pub(super) struct Sandbox {
     pid: i32,
     ended: watch::Receiver<bool>,
     door: mpsc::WeakSender<Infallible>,
+    volumes: Arc<Volumes>,
 }
 
 /// The host's part. Dropped, the sandbox has ended.
@@ -62,11 +65,11 @@ pub(super) struct Guest {
 }
 
 impl Host {
-    /// The sandbox of the container `id`, whose process is `pid`.
-    pub(super) fn new(id: Id, pid: i32) -> Self {
+    /// The sandbox of the container `id`, whose process is `pid`, with the volumes that its containers share.
+    pub(super) fn new(id: Id, pid: i32, volumes: Volumes) -> Self {
         let (door, guests) = mpsc::channel(1);
         let (ended, end) = watch::channel(false);
-        let sandbox = Sandbox { id, pid, ended: end, door: door.downgrade() };
+        let sandbox = Sandbox { id, pid, ended: end, door: door.downgrade(), volumes: Arc::new(volumes) };
         Self { ended, door: Some(door), guests: Some(guests), sandbox }
     }
 
@@ -97,6 +100,11 @@ impl Sandbox {
     /// Its process, which is a child of ours.
     pub(super) fn pid(&self) -> i32 {
         self.pid
+    }
+
+    /// The volumes that its containers share.
+    pub(super) fn volumes(&self) -> &Volumes {
+        &self.volumes
     }
 
     /// Lets somebody in; `None` if it has ended.
@@ -140,7 +148,7 @@ mod tests {
     }
 
     fn host() -> Host {
-        Host::new(Id::parse("pod").unwrap(), 7)
+        Host::new(Id::parse("pod").unwrap(), 7, Volumes::default())
     }
 
     #[tokio::test]

@@ -38,6 +38,11 @@ pub const SCENARIOS: &[Scenario] = &[
     ("in a pod, a container that asks for a sandbox that is not there is refused", no_sandbox),
     ("in a pod, a container that shares processes takes along those that it left running", shared_pids),
     ("in a pod, a container has a terminal", terminal),
+    ("in a pod, containers share /dev/shm and emptyDirs of both media, and a hint reaches nothing else", volumes),
+    ("in a pod that runs out of memory, each container is told of it, and then ends with 137", out_of_memory),
+    ("ids that are the beginning of each other are not mixed up", prefixes),
+    ("a sandbox that cannot start says why", reason),
+    ("a create that fails leaves no state and no cgroup, and the id is free", failed_create),
 ];
 
 /// A pod: its sandbox container, and the containers in it.
@@ -418,4 +423,168 @@ fn terminal(lab: &Lab, case: &RuntimeCase) {
     let output = container.run_spec_on_terminal(case, &spec, &pod.file(), "stty rows 33 cols 101").exit(4);
     assert!(output.text().contains("terminal 33 101"), "{output:?}");
     pod.end();
+}
+
+/// A directory of the kubelet's for a pod, as it is on every node; gone with this value.
+struct Kubelet {
+    uid: String,
+    dir: std::path::PathBuf,
+}
+
+impl Kubelet {
+    fn new(lab: &Lab, volumes: &[&str]) -> Self {
+        let uid = lab.id("0b6d4e3a-1111-4222-8333");
+        let dir = std::path::Path::new("/var/lib/kubelet/pods").join(&uid);
+        volumes
+            .iter()
+            .for_each(|name| fs::create_dir_all(dir.join("volumes/kubernetes.io~empty-dir").join(name)).unwrap());
+        Self { uid, dir }
+    }
+
+    fn volume(&self, name: &str) -> Value {
+        self.dir.join("volumes/kubernetes.io~empty-dir").join(name).to_str().unwrap().into()
+    }
+}
+
+impl Drop for Kubelet {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.dir);
+        // What was not there before is empty now; what holds other pods stays.
+        let parents = self.dir.ancestors().skip(1).take(2);
+        parents.take_while(|parent| fs::remove_dir(parent).is_ok()).for_each(drop);
+    }
+}
+
+fn volumes(lab: &Lab, case: &RuntimeCase) {
+    let kubelet = Kubelet::new(lab, &["memory", "disk", "plain"]);
+    let shm = lab.dir("shm");
+    let bind = |destination: &str, source: &Value| json!({"destination": destination, "type": "bind", "source": source, "options": ["rbind", "rprivate", "rw"]});
+    let share_shm = |spec: &mut Value| {
+        let mounts = spec["mounts"].as_array_mut().unwrap();
+        mounts.retain(|mount| mount["destination"] != "/dev/shm");
+        mounts.push(bind("/dev/shm", &shm.to_str().unwrap().into()));
+    };
+    let secret = lab.dir("secret");
+    fs::write(secret.join("secret"), "secret").unwrap();
+    let pod = Pod::start_with(lab, case, &["sleep", "1000"], |spec| {
+        share_shm(spec);
+        let annotations = &mut spec["annotations"];
+        annotations["io.kubernetes.cri.sandbox-uid"] = kubelet.uid.as_str().into();
+        for (name, kind) in [("memory", "tmpfs"), ("disk", "bind"), ("hostile", "tmpfs")] {
+            annotations[format!("dev.gvisor.spec.mount.{name}.type")] = kind.into();
+            annotations[format!("dev.gvisor.spec.mount.{name}.share")] = "pod".into();
+        }
+        annotations["dev.gvisor.spec.mount.hostile.source"] = secret.to_str().unwrap().into();
+    });
+    let written = fs::read_to_string(pod.daemon.bundle(pod.sandbox.id()).join("config.json")).unwrap();
+    assert!(!written.contains("hostile"), "{written}");
+    let member = |purpose: &str, command: &[&str]| {
+        let container = pod.container(purpose);
+        let mut spec = pod.spec(&container, command);
+        share_shm(&mut spec);
+        let mounts = spec["mounts"].as_array_mut().unwrap();
+        mounts.extend(["memory", "disk", "plain"].map(|name| bind(&format!("/{name}"), &kubelet.volume(name))));
+        container.detach_spec(case, &spec, &pod.file());
+        container
+    };
+    let places = ["/dev/shm", "/memory", "/disk", "/plain"];
+    let [first, second] = ["a", "b"].map(|name| member(name, &["sleep", "1000"]));
+    for place in places {
+        let write = format!("echo from-a >{place}/file && mkdir {place}/dir");
+        first.exec("write", &[], &["sh", "-c", &write]).success();
+        let read = second.exec("read", &[], &["sh", "-c", &format!("cat {place}/file && rmdir {place}/dir")]).success();
+        assert_eq!(read.text(), "from-a\n", "{place}");
+        first.exec("gone", &[], &["sh", "-c", &format!("test ! -e {place}/dir")]).success();
+    }
+    let types = second.exec("types", &[], &["cat", "/proc/mounts"]).success().text();
+    let of = |place: &str| {
+        types.lines().find(|line| line.split(' ').nth(1) == Some(place)).unwrap().split(' ').nth(2).unwrap().to_owned()
+    };
+    assert_eq!([of("/dev/shm"), of("/memory")], ["tmpfs", "tmpfs"], "{types}");
+    // Nothing of what is in memory is on the host; what is on disk is where the kubelet looks for it.
+    assert_eq!(fs::read_dir(&shm).unwrap().count(), 0);
+    assert!(!std::path::Path::new(kubelet.volume("memory").as_str().unwrap()).join("file").exists());
+    assert!(std::path::Path::new(kubelet.volume("plain").as_str().unwrap()).join("file").exists());
+    // It survives the container that wrote it.
+    kill_and_remove(&first);
+    let third = member("c", &["sleep", "1000"]);
+    for place in places {
+        assert_eq!(third.exec("read", &[], &["cat", &format!("{place}/file")]).success().text(), "from-a\n", "{place}");
+    }
+    [second, third].iter().for_each(kill_and_remove);
+    pod.end();
+    let left: Vec<_> = fs::read_dir(kubelet.volume("disk").as_str().unwrap())
+        .unwrap()
+        .flatten()
+        .map(|entry| entry.file_name())
+        .collect();
+    assert!(!left.iter().any(|name| name.to_string_lossy().starts_with(".gvisor")), "{left:?}");
+}
+
+fn out_of_memory(lab: &Lab, case: &RuntimeCase) {
+    let pod = Pod::start_with(lab, case, &["sleep", "1000"], |spec| {
+        spec["linux"]["resources"]["memory"] = json!({"limit": 200 << 20});
+    });
+    let idle = pod.detach("idle", &["sleep", "1000"]);
+    // One that ended before has nothing to do with it.
+    let done = pod.detach("done", &["true"]);
+    assert_eq!(done.exit_status(), 0);
+    let greedy = pod.detach("greedy", &["sh", "-c", "exec tail /dev/zero"]);
+    for container in [&greedy, &idle, &pod.sandbox] {
+        assert_eq!(container.exit_status(), 137);
+        let topics = container.topics();
+        let at = |topic: &str| topics.iter().position(|other| other == topic);
+        assert!(at("oom").is_some() && at("oom") < at("exit"), "{}: {topics:?}", container.id());
+    }
+    assert!(!done.topics().contains(&"oom".into()), "{:?}", done.topics());
+    for container in [&done, &greedy, &idle, &pod.sandbox] {
+        container.remove();
+    }
+    pod.assert_gone();
+}
+
+fn prefixes(lab: &Lab, case: &RuntimeCase) {
+    let daemon = lab.daemon(case.daemon());
+    let short = lab.container(&daemon, "prefix");
+    let long = Container::new(Arc::clone(&daemon), format!("{}-1", short.id()));
+    long.detach(case, &[], &["sleep", "1000"]);
+    short.detach(case, &[], &["sleep", "1000"]);
+    for (container, exec) in [(&short, "a"), (&long, "b")] {
+        container.exec(exec, &[], &["sh", "-c", "exit 4"]).exit(4);
+        container.task("metrics", &[]).success();
+        container.kill("SIGURG").success();
+        container.task("pause", &[]).success();
+        container.task("resume", &[]).success();
+    }
+    kill_and_remove(&short);
+    assert_eq!(long.state().as_deref(), Some("RUNNING"));
+    long.exec("alive", &[], &["true"]).success();
+    kill_and_remove(&long);
+}
+
+fn failed_create(lab: &Lab, case: &RuntimeCase) {
+    let daemon = lab.daemon(case.daemon());
+    let container = lab.container(&daemon, "failed");
+    let cgroup = format!("/{}/{}", daemon.namespace(), container.id());
+    let mut spec = bundle::spec(&lab.rootfs(), &cgroup, &["true"]);
+    spec["mounts"]
+        .as_array_mut()
+        .unwrap()
+        .push(json!({"destination": "/x", "type": "bind", "source": "/no/such/source", "options": ["rbind"]}));
+    container.try_spec(case, &spec, &lab.dir("spec").join("spec.json")).failure(&["/no/such/source"]);
+    for hierarchy in fs::read_dir("/sys/fs/cgroup").unwrap().flatten() {
+        let left = hierarchy.path().join(&cgroup[1..]);
+        assert!(!left.exists(), "{}", left.display());
+    }
+    daemon.ctr_attempt(&["containers", "delete", container.id()]);
+    container.run(case, &[], &["sh", "-c", "exit 3"]).exit(3);
+}
+
+fn reason(lab: &Lab, case: &RuntimeCase) {
+    let daemon = lab.daemon(case.daemon());
+    let container = lab.container(&daemon, "reason");
+    let mut spec = bundle::spec(&lab.rootfs(), &format!("/{}/{}", daemon.namespace(), container.id()), &["true"]);
+    spec["process"]["capabilities"]["bounding"] = json!(["CAP_FLY"]);
+    container.try_spec(case, &spec, &lab.dir("spec").join("spec.json")).failure(&["CAP_FLY"]);
+    daemon.ctr_attempt(&["containers", "delete", container.id()]);
 }
