@@ -1,7 +1,7 @@
 //! Mount options, taken apart and shortened; and the mount points of mountinfo.
 #![no_main]
 
-use beta9_shim::bundle::rootfs::{Options, mount_point};
+use beta9_shim::bundle::rootfs::{Lower, Options, mount_point};
 use libfuzzer_sys::fuzz_target;
 
 /// A page, less the terminating zero (mount(2)).
@@ -15,9 +15,9 @@ fuzz_target!(|input: (Vec<String>, u16, &str)| {
         let lower: Vec<_> = (0..layers % 500).map(|n| format!("{stem}/{n}/fs")).collect();
         options.push(format!("lowerdir={}", lower.join(":")));
     }
-    if let Ok((directory, data)) = Options::parse(&options).shortened("overlay") {
+    if let Ok(Ok((lower, data))) = Options::parse(&options).map(|options| options.layout("overlay")) {
         assert!(data.len() <= PAGE);
-        assert!(directory.is_none_or(|directory| directory.is_absolute()));
+        assert!(!matches!(lower, Lower::In(directory) if !directory.is_absolute()));
     }
     let _ = mount_point(line);
 });

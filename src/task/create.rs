@@ -110,7 +110,7 @@ pub(super) async fn create(
             log::info!(container_id = id.as_str(), nvproxy_enabled = true; "starting container with nvproxy");
         }
     }
-    rootfs::mount_all(&request.rootfs, &bundle.rootfs())?;
+    rootfs::mount_all(&request.rootfs, &bundle.rootfs(), &shim.reaper).await?;
     let origin = Origin {
         namespace: shim.namespace.clone(),
         directory: bundle.path().to_owned(),

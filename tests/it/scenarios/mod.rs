@@ -56,7 +56,7 @@ const OURS: &[&[Scenario]] = &[options::SCENARIOS];
 
 /// The same where one daemon is as good as another, or none is needed.
 const OURS_ONCE: &[&[Scenario]] =
-    &[choice::SCENARIOS, hang::SCENARIOS, gpu::SCENARIOS, protocol::SCENARIOS, faults::OURS, loggers::OURS];
+    &[choice::SCENARIOS, hang::SCENARIOS, gpu::SCENARIOS, protocol::SCENARIOS, faults::OURS, loggers::OURS, io::OURS];
 
 /// What only gVisor has.
 const GVISOR: [&[Scenario]; 1] = [pod::SCENARIOS];
