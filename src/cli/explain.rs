@@ -54,10 +54,12 @@ enum ExplainError {
     Refused(#[from] select::Refusal),
 }
 
-/// Runs `explain` with the arguments after its name; returns the exit status. `probe` looks up the facts it is asked for.
+/// Runs `explain` with the arguments after its name; returns the exit status. `probe` looks up the facts it is asked for;
+/// `systemd_runs` is one that costs nothing.
 pub fn explain(
     args: &[OsString],
     probe: &mut dyn FnMut(&Needs, &Plan) -> HostFacts,
+    systemd_runs: bool,
     out: &mut dyn Write,
     err: &mut dyn Write,
 ) -> i32 {
@@ -68,7 +70,8 @@ pub fn explain(
     };
     let json = request.json;
     match request.decide(probe) {
-        Ok((decision, systemd_cgroup)) => {
+        Ok((decision, systemd_path)) => {
+            let systemd_cgroup = systemd_path && systemd_runs;
             let written = if json {
                 writeln!(out, "{:#}", as_json(&decision, systemd_cgroup))
             } else {

@@ -38,7 +38,13 @@ pub fn main() -> ExitCode {
     let args: Vec<OsString> = std::env::args_os().skip(1).collect();
     match args.first().and_then(|arg| arg.to_str()) {
         Some("explain") => {
-            let code = explain::explain(&args[1..], &mut probe_host, &mut io::stdout(), &mut io::stderr());
+            let code = explain::explain(
+                &args[1..],
+                &mut probe_host,
+                probe::systemd_runs(),
+                &mut io::stdout(),
+                &mut io::stderr(),
+            );
             ExitCode::from(u8::try_from(code).unwrap_or(1))
         }
         Some(probe::KVM_ACTION) => report(kvm::probe().map_err(Into::into)),

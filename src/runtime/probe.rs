@@ -1,4 +1,4 @@
-//! What this host has, as far as a decision needs to know: runsc and what it can do, KVM, an NVIDIA driver.
+//! What this host has, as far as a decision needs to know: runsc and what it can do, KVM, an NVIDIA driver, systemd.
 //!
 //! Every look that could hang is a process of its own under a deadline. A runsc binary is asked once; the answer is
 //! kept for the whole node, by path, size and time of change, until the next boot.
@@ -27,6 +27,11 @@ const KVM: Duration = Duration::from_secs(2);
 const NVIDIA: &str = "/dev/nvidiactl";
 /// The hidden subcommand that [`kvm`] is run by.
 pub const KVM_ACTION: &str = "probe-kvm";
+
+/// Whether systemd manages this host, and its cgroups with it (sd_booted(3)).
+pub fn systemd_runs() -> bool {
+    Path::new("/run/systemd/system").is_dir()
+}
 
 /// Looks up those facts that are needed; `runsc` is the configured program.
 pub async fn facts(needs: &Needs, runsc: &str, reaper: &Reaper) -> HostFacts {

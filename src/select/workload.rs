@@ -174,7 +174,8 @@ impl SpecView {
         self.linux.as_ref()?.cgroups_path.as_deref()
     }
 
-    /// Whether the cgroup is systemd's to make: its path has the form `slice:prefix:name`.
+    /// Whether the cgroup is systemd's to make, where systemd runs: its path has the form `slice:prefix:name`. containerd
+    /// writes that for every pod below a `.slice`, whoever manages the host's cgroups.
     pub fn systemd_cgroup(&self) -> bool {
         let parts: Vec<&str> = self.cgroups_path().unwrap_or_default().split(':').collect();
         matches!(parts[..], [slice, _, name] if !slice.contains('/') && !name.is_empty())

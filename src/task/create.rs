@@ -90,7 +90,7 @@ pub(super) async fn create(
     }
     if decided.decision.runtime.kind() == ContainerRuntime::Runc {
         // Of a gVisor pod all commands have the same flags; runc's containers are each by themselves.
-        record.follow(&options.runc, spec.systemd_cgroup());
+        record.follow(&options.runc, spec.systemd_cgroup() && probe::systemd_runs());
     }
     record.write(bundle)?;
     let mut undo = Undo { bundle, armed: true };
@@ -230,7 +230,7 @@ async fn decide(
         decision: decision.clone(),
         in_sandbox: false,
         cgroup: None,
-        systemd_cgroup: options.runc.systemd_cgroup || spec.systemd_cgroup(),
+        systemd_cgroup: options.runc.systemd_cgroup || spec.systemd_cgroup() && probe::systemd_runs(),
         no_pivot_root: options.runc.no_pivot_root,
         no_new_keyring: options.runc.no_new_keyring,
     };

@@ -50,7 +50,7 @@ fn run(args: &str, spec: Option<&str>) -> Ran {
         HostFacts { runsc: Some(runsc), kvm: Some(Err("no kvm".into())), nvidia_driver: Some(false) }
     };
     let (mut out, mut err) = (Vec::new(), Vec::new());
-    let status = explain(&arguments, &mut probe, &mut out, &mut err);
+    let status = explain(&arguments, &mut probe, true, &mut out, &mut err);
     fs::remove_dir_all(&directory).unwrap();
     let text = |bytes| String::from_utf8(bytes).unwrap();
     Ran { status, out: text(out), err: text(err), asked }

@@ -34,6 +34,7 @@ pub const SCENARIOS: &[Scenario] = &[
     ("a config.json that is not JSON fails the start, and leaves no shim", no_json),
     ("a config.json that breaks after the start fails the create, and leaves nothing", broken_later),
     ("an exec has a terminal if its request asks for one, whatever its spec says", exec_terminal),
+    ("a pod below a slice runs whether or not systemd manages the host's cgroups", below_a_slice),
     ("runc gets a spec byte for byte as its author wrote it, gVisor without what it must not heed", untouched),
 ];
 
@@ -268,6 +269,17 @@ fn exec_terminal(lab: &Lab, case: &RuntimeCase) {
         let exit = shim.call::<WaitResponse>("Wait", &wait).unwrap();
         assert_eq!(exit.exit_status, if asked { 7 } else { 8 }, "{name}");
     }
+    end(&shim);
+}
+
+fn below_a_slice(lab: &Lab, case: &RuntimeCase) {
+    let shim = shim(lab, case, &["true"]);
+    let file = shim.bundle().join("config.json");
+    let mut spec: serde_json::Value = serde_json::from_slice(&fs::read(&file).unwrap()).unwrap();
+    // As the CRI writes it wherever a pod's cgroup parent ends in .slice.
+    spec["linux"]["cgroupsPath"] = json!(format!("system.slice:{}:{}", daemon(lab, case).namespace(), shim.id()));
+    fs::write(&file, spec.to_string()).unwrap();
+    create(&shim).unwrap();
     end(&shim);
 }
 
