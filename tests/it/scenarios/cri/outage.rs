@@ -1,5 +1,7 @@
 //! Restarts and deaths under pods: of the daemon, of their shim. Each trial has a daemon of its own.
 
+use std::fs;
+
 use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
@@ -17,9 +19,12 @@ use crate::{
 
 pub const SCENARIOS: &[Scenario] = &[("pods outlive a restart of containerd, and what ends later is known", restart)];
 
-/// Go's shim leaves sockets, and with containerd 2 the processes of the pod's containers as well (containerd #9727).
-pub const OURS: &[Scenario] =
-    &[("a pod whose shim is killed is not ready, and is cleaned up to the last process", shim_killed)];
+/// With containerd 2, Go's shim stays when a pod has lost its sandbox; when it is killed it leaves sockets, and the processes of
+/// the pod's containers as well (containerd #9727).
+pub const OURS: &[Scenario] = &[
+    ("a pod whose sandbox is killed is not ready, and is cleaned up", sandbox_killed),
+    ("a pod whose shim is killed is not ready, and is cleaned up to the last process", shim_killed),
+];
 
 fn restart(lab: &Lab, case: &RuntimeCase) {
     let daemon = lab.own_daemon(&case.cri_daemon());
@@ -45,6 +50,25 @@ fn restart(lab: &Lab, case: &RuntimeCase) {
     assert_eq!(later.logged("stdout"), "later\n");
     running.stop(0).unwrap();
     assert_eq!(running.ended().exit_code, 137);
+}
+
+fn sandbox_killed(lab: &Lab, case: &RuntimeCase) {
+    let cri = super::cri(lab, case);
+    let pod = Pod::run(lab, &cri, case.handler, |_| {});
+    let container = pod.start("main", &["sleep", "1000"]);
+    let pid = fs::read_to_string(cri.daemon().bundle(pod.id()).join("init.pid")).unwrap();
+    kill(Pid::from_raw(pid.trim().parse().unwrap()), Signal::SIGKILL).unwrap();
+    eventually("a pod that is not ready", || (!pod.is_ready()).then_some(()));
+    if case.is_runc() {
+        assert_eq!(container.state(), ContainerState::Running);
+    } else {
+        assert_eq!(container.ended().exit_code, 137);
+    }
+    pod.stop().unwrap();
+    assert_eq!(container.ended().exit_code, 137);
+    container.remove().unwrap();
+    pod.remove().unwrap();
+    eventually("the end of the shim", || cri.daemon().shim(pod.id()).is_none().then_some(()));
 }
 
 fn shim_killed(lab: &Lab, case: &RuntimeCase) {
