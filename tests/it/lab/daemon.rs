@@ -115,6 +115,8 @@ pub struct Daemon {
     namespace: String,
     dir: PathBuf,
     options: Options,
+    /// That of its options until it is upgraded.
+    version: Mutex<Version>,
     netns: Option<Netns>,
     process: Mutex<Option<Child>>,
     events: Events,
@@ -129,6 +131,7 @@ impl Daemon {
             namespace: if options.cri { "k8s.io" } else { name }.into(),
             dir: house.join(name),
             options: options.clone(),
+            version: Mutex::new(options.version),
             netns: options.cri.then(Netns::new),
             process: Mutex::new(None),
             events: Events::default(),
@@ -180,6 +183,13 @@ impl Daemon {
     /// The network namespace that a daemon with the CRI is in.
     pub fn netns(&self) -> Option<&Netns> {
         self.netns.as_ref()
+    }
+
+    /// Starts a later version of a daemon that was ended, on the state that it left: its packages were upgraded.
+    pub fn resume_as(&self, version: Version) {
+        *lock(&self.version) = version;
+        self.furnish();
+        self.resume();
     }
 
     /// The namespace that everything of this daemon is in; runtime roots carry it as well.
@@ -270,7 +280,7 @@ impl Daemon {
             log.lines().filter(|line| !line.contains("level=trace") && !line.contains("loading plugin")).collect();
         format!(
             "--- log of containerd {} {}\n{}\n",
-            self.options.version.name(),
+            lock(&self.version).name(),
             self.namespace,
             lines[lines.len().saturating_sub(count)..].join("\n")
         )
@@ -292,7 +302,8 @@ impl Daemon {
     fn furnish(&self) {
         let bin = self.dir.join("bin");
         fs::create_dir_all(&bin).unwrap();
-        let suite = self.options.version.suite();
+        let version = *lock(&self.version);
+        let suite = version.suite();
         let mut programs = BTreeMap::from([
             ("containerd", suite.program("containerd")),
             ("ctr", suite.program("ctr")),
@@ -301,13 +312,13 @@ impl Daemon {
         ]);
         programs.extend(self.options.programs.clone());
         for (name, path) in programs {
+            let _ = fs::remove_file(bin.join(name));
             symlink(path, bin.join(name)).unwrap();
         }
         if let Some(config) = &self.options.config {
             fs::write(self.config(), config).unwrap();
         }
         let dir = self.dir.display();
-        let version = self.options.version;
         let disabled = version.disabled_plugins(self.options.cri);
         // The form of the configuration that each version writes itself.
         let form = if version == Version::V2_1 { 3 } else { 2 };

@@ -49,7 +49,7 @@ const ALL: &[&[Scenario]] = &[
 ];
 
 /// The same where one daemon is as good as another: what is between the shim and the runtime.
-const ALL_ONCE: &[&[Scenario]] = &[faults::SCENARIOS];
+const ALL_ONCE: &[&[Scenario]] = &[faults::SCENARIOS, outage::UPGRADE];
 
 /// What only ours can.
 const OURS: &[&[Scenario]] = &[options::SCENARIOS];
