@@ -633,9 +633,11 @@ impl Container {
 
     fn start_exec(&mut self, id: Id, reply: Reply<u32>) {
         let ended = self.init.exit().is_some();
+        // runc's containers have their namespaces from their creation on.
+        let is_created = !self.runtime.is_gvisor() && matches!(self.init.state, State::Created { .. });
         let begun = match self.execs.get_mut(&id) {
             None if !ended => Err(TaskError::no_exec(id.as_str())),
-            _ if !self.init.is_alive() => {
+            _ if !(self.init.is_alive() || is_created) => {
                 Err(TaskError::WrongState(format!("container {} does not run; nothing can be executed in it", self.id)))
             }
             None => Err(TaskError::no_exec(id.as_str())),
@@ -753,11 +755,14 @@ impl Container {
                 return drop(reply.send(Err(TaskError::WrongState("the process has not been started".into()))));
             }
             (_, Some(inner)) => Target::Inner(inner),
-            (_, None) if all => Target::All,
+            // All of an exec is the exec.
+            (_, None) if all && exec.is_none() => Target::All,
             (_, None) => Target::Init,
         };
         let (pid, state) = (process.pid().cast_signed(), process.state);
         let direct = match &self.place {
+            // The runtime knows the container's own process alone: an exec is signalled by its pid, paused or not.
+            _ if exec.is_some() && target == Target::Init => true,
             // Where runc would do no more than that.
             Place::Alone => !self.paused && target == Target::Init,
             // A sandbox ends with its first container, and by this even if it is not started or stuck. Not when paused:

@@ -153,6 +153,12 @@ impl Caller<'_> {
         self.ask::<Empty>(step, "Kill", &request);
     }
 
+    fn kill_all(&self, step: &str, exec_id: &str) {
+        let request =
+            KillRequest { id: self.id(), exec_id: exec_id.into(), signal: 9, all: true, ..KillRequest::default() };
+        self.ask::<Empty>(step, "Kill", &request);
+    }
+
     fn delete(&self, step: &str, exec_id: &str) {
         let request = DeleteRequest { id: self.id(), exec_id: exec_id.into(), ..DeleteRequest::default() };
         self.ask::<DeleteResponse>(step, "Delete", &request);
@@ -266,6 +272,10 @@ fn tell(lab: &Lab, daemon: &Arc<Daemon>, program: &'static str) -> Diary {
     caller.close_stdin("close of an absent stdin", "");
     caller.pause("pause when created");
     caller.resume("resume when created");
+    caller.exec("exec when created", "early", &process(&["sh", "-c", "exit 4"]));
+    caller.start("start of an exec when created", "early");
+    caller.wait("wait for an exec when created", "early");
+    caller.delete("delete of an exec when created", "early");
 
     caller.start("start", "");
     ready(&said);
@@ -312,6 +322,18 @@ fn tell(lab: &Lab, daemon: &Arc<Daemon>, program: &'static str) -> Diary {
     caller.kill("kill of an exec", "sleeper", 9);
     caller.wait("wait for a killed exec", "sleeper");
     caller.delete("delete of a killed exec", "sleeper");
+    caller.exec("exec that is killed with all", "all", &process(&["sleep", "1000"]));
+    caller.start("start of an exec that is killed with all", "all");
+    caller.kill_all("kill of all of an exec", "all");
+    caller.wait("wait for an exec that was killed with all", "all");
+    caller.state("state after a kill of all of an exec", "");
+    caller.exec("exec that is killed when paused", "frozen", &process(&["sleep", "1000"]));
+    caller.start("start of an exec that is killed when paused", "frozen");
+    caller.pause("pause before the kill of an exec");
+    caller.kill("kill of an exec when paused", "frozen", 9);
+    caller.resume("resume after the kill of an exec");
+    caller.wait("wait for an exec that was killed when paused", "frozen");
+    caller.state("state after the kill of an exec when paused", "");
 
     caller.kill("a signal that does not exist", "", 99);
     caller.kill("kill", "", 15);
@@ -336,7 +358,9 @@ fn tell(lab: &Lab, daemon: &Arc<Daemon>, program: &'static str) -> Diary {
     caller.stats("stats when deleted");
 
     daemon.events().wait_for(&id, "delete", |_| true);
-    for (number, event) in daemon.events().of(&id).iter().enumerate() {
+    // What was killed when paused dies at some moment of the resume.
+    let events = daemon.events().of(&id).into_iter().filter(|event| event.body["id"] != "frozen");
+    for (number, event) in events.enumerate() {
         let body = caller.plain(&event.body.to_string());
         diary.note(&format!("event {number}"), format!("{} {body}", event.topic));
     }
