@@ -28,7 +28,7 @@ use serde_json::json;
 use super::{Scenario, protocol};
 use crate::{
     case::RuntimeCase,
-    lab::{Lab, PATIENCE, daemon::Version, shim::Shim},
+    lab::{Lab, PATIENCE, shim::Shim},
 };
 
 pub const SCENARIOS: &[Scenario] = &[
@@ -123,12 +123,12 @@ fn left_open(lab: &Lab, case: &RuntimeCase) {
 const REOPEN: &str = "cat /proc/self/uid_map >/dev/stdout; echo here >/proc/self/fd/1; echo there >/dev/stderr";
 
 fn reopened(lab: &Lab, case: &RuntimeCase) {
-    // gVisor's user namespaces are its own. Before 2.0 the client passes the user on in a message that containerd's first
-    // shim had, unless the runtime is called runc; later ones do so only where the handler has no other options.
-    if !case.is_runc() || case.ours && case.daemon().version != Version::V2_1 {
+    // gVisor's user namespaces are its own.
+    if !case.is_runc() {
         return;
     }
     let daemon = lab.daemon(case.daemon());
+    // The client has one message for both, and drops a handler's other options for it or refuses.
     let case = if case.ours { case.configured_by(None) } else { case.clone() };
     let options = ["--uidmap", "0:100000:65536", "--gidmap", "0:100000:65536"];
     let output = lab.container(&daemon, "reopened").run(&case, &options, &["sh", "-c", REOPEN]).success();

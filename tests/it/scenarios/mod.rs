@@ -18,6 +18,7 @@ mod options;
 mod outage;
 mod pod;
 mod protocol;
+mod rootfs;
 mod run;
 mod signals;
 mod terminal;
@@ -55,8 +56,16 @@ const ALL_ONCE: &[&[Scenario]] = &[faults::SCENARIOS, outage::UPGRADE];
 const OURS: &[&[Scenario]] = &[options::SCENARIOS];
 
 /// The same where one daemon is as good as another, or none is needed.
-const OURS_ONCE: &[&[Scenario]] =
-    &[choice::SCENARIOS, hang::SCENARIOS, gpu::SCENARIOS, protocol::SCENARIOS, faults::OURS, loggers::OURS, io::OURS];
+const OURS_ONCE: &[&[Scenario]] = &[
+    choice::SCENARIOS,
+    hang::SCENARIOS,
+    gpu::SCENARIOS,
+    protocol::SCENARIOS,
+    faults::OURS,
+    loggers::OURS,
+    io::OURS,
+    rootfs::SCENARIOS,
+];
 
 /// What only gVisor has.
 const GVISOR: [&[Scenario]; 1] = [pod::SCENARIOS];
