@@ -9,7 +9,7 @@
 set -eu
 
 readonly USUAL="bookworm/containerd bookworm/runc bookworm/runsc bookworm/busybox-static bookworm/containernetworking-plugins
-trixie/containerd trixie/runc trixie/runsc trixie/docker.io trixie/docker-cli trixie/tini sid/containerd sid/runc"
+trixie/containerd trixie/runc trixie/runsc trixie/criu trixie/docker.io trixie/docker-cli trixie/tini sid/containerd sid/runc"
 readonly TRIES=4
 readonly LIBRARIES="$(uname -m)-linux-gnu"
 
@@ -102,12 +102,20 @@ unpack() {
 # What a package needs from its own suite in order to run on this release: nothing if it is static or its libc's symbols are old enough.
 adapt() {
     case "$1/$2" in
-    bookworm/criu)
-        for library in libbsd0 libnet1 libnftables1 libnftnl11 libmnl0 libjansson4 libnl-3-200 libprotobuf-c1; do
-            (unpack bookworm "$library") >&2
+    trixie/criu)
+        # bookworm's 3.17 does not know the vDSO of kernels since 6.13.
+        for library in libbsd0 libmd0 libgnutls30t64 libp11-kit0 libffi8 libidn2-0 libunistring5 libtasn1-6 libnettle8t64 \
+            libhogweed6t64 libgmp10 libnftables1 libnftnl11 libmnl0 libxtables12 libjansson4 libnl-3-200 libprotobuf-c1 \
+            libnet1 libuuid1 libc6; do
+            (unpack trixie "$library") >&2
         done
-        (unpack bookworm patchelf) >&2
-        patchelf --force-rpath --set-rpath "$LAB/bookworm/usr/lib/$LIBRARIES:$LAB/bookworm/lib/$LIBRARIES" "$LAB/bookworm/usr/sbin/criu"
+        own_libraries trixie usr/sbin/criu
+        # Its usual way to lock a network is iptables, a program of the host's; nftables is one of its libraries.
+        real="$LAB/trixie/usr/sbin/criu.real"
+        mv "$LAB/trixie/usr/sbin/criu" "$real"
+        echo "network-lock nftables" >"$real.conf"
+        printf '#!/bin/sh\nCRIU_CONFIG_FILE=%s.conf exec %s "$@"\n' "$real" "$real" >"$LAB/trixie/usr/sbin/criu"
+        chmod +x "$LAB/trixie/usr/sbin/criu"
         ;;
     bookworm/crun)
         for library in libyajl2 patchelf; do
