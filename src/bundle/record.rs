@@ -29,6 +29,9 @@ pub struct Record {
     pub no_pivot_root: bool,
     /// runc: do not give the container a session keyring.
     pub no_new_keyring: bool,
+    /// runc: where CRIU's log and scratch files go when a checkpoint is restored; the bundle's own place if empty.
+    #[serde(default)]
+    pub criu_work_path: PathBuf,
 }
 
 impl Record {
@@ -37,6 +40,7 @@ impl Record {
         self.systemd_cgroup = options.systemd_cgroup || systemd_cgroup;
         self.no_pivot_root = options.no_pivot_root;
         self.no_new_keyring = options.no_new_keyring;
+        self.criu_work_path = options.criu_work_path.clone().into();
     }
 
     /// The directory of the runtime's state for this namespace.

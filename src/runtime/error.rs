@@ -25,6 +25,9 @@ pub enum RuntimeError {
     /// The container or process has ended already.
     #[error("{0}")]
     NotRunning(String),
+    /// The runtime as it is installed, or what it was given, does not allow it; the words say what to do.
+    #[error("{0}")]
+    Unable(String),
     /// Anything else, in the runtime's own words.
     #[error("{0}")]
     Failed(String),
@@ -37,9 +40,9 @@ impl RuntimeError {
     /// The meaning of a failed command's words. runc 1.1 to 1.3, crun 1.8 to 1.28 and runsc 20221219 to 20240729 were
     /// read for this; an unknown text is [`RuntimeError::Failed`].
     ///
-    /// Only where the words are the runtime's own: a create, start or exec may quote the tenant's.
+    /// Only where the words are the runtime's own: a create, start, exec, checkpoint or restore may quote the tenant's.
     fn from_words(command: &str, words: String) -> Self {
-        if ["create", "start", "exec"].contains(&command) {
+        if ["create", "start", "exec", "checkpoint", "restore"].contains(&command) {
             return Self::Failed(words);
         }
         let any = |texts: &[&str]| texts.iter().any(|text| words.contains(text));

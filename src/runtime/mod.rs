@@ -4,6 +4,7 @@
 //! process after a crash, says exactly what the shim would have said. It keeps no state of the container and publishes
 //! nothing; every call runs one short-lived program under a deadline (see `command`).
 
+pub mod checkpoint;
 pub mod command;
 pub mod error;
 pub mod kvm;
@@ -24,7 +25,7 @@ use crate::cgroup;
 use crate::fd::PathWatch;
 use crate::runtime::command::{Command, CommandError, Output, Streams};
 pub use crate::runtime::error::RuntimeError;
-use crate::select::Runtime as Selected;
+use crate::select::{Decision, Runtime as Selected};
 use crate::shim::reaper::{Claim, Exit, Reaper};
 
 /// The file in the bundle that holds the init process's pid: also read by `delete` and by people.
@@ -159,6 +160,11 @@ impl Runtime {
         }
     }
 
+    /// What was decided for the container's pod.
+    pub fn decision(&self) -> &Decision {
+        &self.record.decision
+    }
+
     /// Whether the container runs in gVisor.
     pub fn is_gvisor(&self) -> bool {
         self.kind == Kind::Runsc
@@ -174,14 +180,7 @@ impl Runtime {
     /// # Errors
     /// Nothing is left behind by the runtime, as far as `delete --force` can see to it.
     pub async fn create(&self, streams: ProcessStreams, console: Option<&Path>) -> Result<Started, RuntimeError> {
-        if self.kind == Kind::Runsc && self.has_state() {
-            // A second create of the same id would destroy the first one's state.
-            let root = self.root.display();
-            return Err(RuntimeError::Failed(format!(
-                "runsc has a container {} already, in {root}; delete it first",
-                self.name
-            )));
-        }
+        self.refuse_duplicate()?;
         let mut args = words(&["create", "--bundle"]);
         args.extend([path(self.bundle.path()), "--pid-file".into(), path(&self.bundle.join(INIT_PID))]);
         self.console(&mut args, console);
@@ -427,6 +426,15 @@ impl Runtime {
         let pids: Option<Vec<u32>> = serde_json::from_slice(&output.stdout)
             .map_err(|error| RuntimeError::Failed(format!("{} ps printed no list of pids: {error}", self.program)))?;
         Ok(pids.unwrap_or_default())
+    }
+
+    /// A second create of the same id would destroy the first one's state in runsc; runc refuses it.
+    fn refuse_duplicate(&self) -> Result<(), RuntimeError> {
+        if self.kind == Kind::Runc || !self.has_state() {
+            return Ok(());
+        }
+        let root = self.root.display();
+        Err(RuntimeError::Failed(format!("runsc has a container {} already, in {root}; delete it first", self.name)))
     }
 
     /// Whether runsc has a state file of exactly this container.

@@ -37,7 +37,10 @@ pub fn systemd_runs() -> bool {
 pub async fn facts(needs: &Needs, runsc: &str, reaper: &Reaper) -> HostFacts {
     let mut facts = HostFacts::default();
     if needs.runsc {
-        facts.runsc = Some(ask_runsc(runsc, reaper).await.unwrap_or_else(|tried| RunscFact::Missing { tried }));
+        facts.runsc = Some(match ask_runsc(runsc, reaper).await {
+            Ok(Answer { version, nvproxy, .. }) => RunscFact::Found { version, nvproxy },
+            Err(tried) => RunscFact::Missing { tried },
+        });
     }
     if needs.kvm {
         facts.kvm = Some(ask_kvm(reaper).await);
@@ -46,6 +49,16 @@ pub async fn facts(needs: &Needs, runsc: &str, reaper: &Reaper) -> HostFacts {
         facts.nvidia_driver = Some(Path::new(NVIDIA).exists());
     }
     facts
+}
+
+/// Whether this runsc restores a checkpoint into a container that was created before, and leaves one running that it
+/// checkpoints: since spring 2024, as its `restore` knows `--direct` (flags of those two themselves there are none). One
+/// in between that can do the first alone is taken for one that can do neither.
+///
+/// # Errors
+/// runsc cannot be asked; the error says what was tried.
+pub async fn runsc_restores_in_place(runsc: &str, reaper: &Reaper) -> Result<bool, String> {
+    ask_runsc(runsc, reaper).await.map(|answer| answer.restores_in_place)
 }
 
 /// What a runsc binary said of itself.
@@ -57,6 +70,7 @@ struct Answer {
     changed_ns: i64,
     version: String,
     nvproxy: bool,
+    restores_in_place: bool,
 }
 
 impl Answer {
@@ -68,7 +82,7 @@ impl Answer {
 }
 
 /// The error says what was tried.
-async fn ask_runsc(program: &str, reaper: &Reaper) -> Result<RunscFact, String> {
+async fn ask_runsc(program: &str, reaper: &Reaper) -> Result<Answer, String> {
     let path = find(program).ok_or_else(|| match program.contains('/') {
         true => format!("{program}: there is no such program"),
         false => format!("{program} is not in PATH ({})", std::env::var("PATH").unwrap_or_default()),
@@ -77,10 +91,12 @@ async fn ask_runsc(program: &str, reaper: &Reaper) -> Result<RunscFact, String> 
     let file = fs::metadata(&path).map_err(|error| format!("{shown}: {error}"))?;
     let mut kept = kept();
     if let Some(answer) = kept.iter().find(|answer| answer.is_about(&path, &file)) {
-        return Ok(RunscFact::Found { version: answer.version.clone(), nvproxy: answer.nvproxy });
+        return Ok(answer.clone());
     }
     let ask = async |question: &str| {
-        let output = Command::new(&path.to_string_lossy(), vec![question.to_owned()], RUNSC).run(reaper).await;
+        let output = Command::new(&path.to_string_lossy(), question.split(' ').map(str::to_owned).collect(), RUNSC)
+            .run(reaper)
+            .await;
         match output {
             Ok(output) if output.exit.code == 0 => Ok(text(&output)),
             Ok(output) => {
@@ -97,17 +113,17 @@ async fn ask_runsc(program: &str, reaper: &Reaper) -> Result<RunscFact, String> 
         changed_s: file.mtime(),
         changed_ns: file.mtime_nsec(),
         nvproxy: knows_flag(&ask("flags").await?, "nvproxy"),
+        restores_in_place: knows_flag(&ask("help restore").await?, "direct"),
         version,
         path: path.clone(),
     };
-    let fact = RunscFact::Found { version: answer.version.clone(), nvproxy: answer.nvproxy };
     kept.retain(|other| other.path != answer.path);
-    kept.push(answer);
+    kept.push(answer.clone());
     kept.drain(..kept.len().saturating_sub(MOST_KEPT));
     if let Err(error) = keep(&kept) {
         log::warn!(path = KEPT, error = error.to_string().as_str(); "cannot keep what runsc said; it will be asked again");
     }
-    Ok(fact)
+    Ok(answer)
 }
 
 /// A program's file: as it is if it is a path, else the first in PATH that can be executed.
@@ -208,6 +224,7 @@ mod tests {
             changed_ns: file.mtime_nsec(),
             version: "1".into(),
             nvproxy: true,
+            restores_in_place: true,
         };
         assert!(answer.is_about(&path, &file));
         assert!(!Answer { changed_ns: -1, ..answer.clone() }.is_about(&path, &file));

@@ -10,7 +10,7 @@ use log::Level;
 use serde::{Deserialize, Serialize};
 
 use super::{GpuEvidence, Refusal, Workload};
-use crate::config::{ContainerRuntime, Platform};
+use crate::config::{CheckpointWorkloads, ContainerRuntime, Platform};
 
 /// What a pod gets, and why.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -67,6 +67,9 @@ pub struct Gvisor {
     pub trusts_annotations: bool,
     /// runsc's release, as a date in digits (20240729), where its version has one.
     pub release: Option<u32>,
+    /// `shim.checkpointWorkloads`.
+    #[serde(default)]
+    pub checkpoints: CheckpointWorkloads,
 }
 
 /// Why a pod that gVisor was meant for runs with runc.
@@ -174,6 +177,16 @@ impl Decision {
                 Err(Refusal::GpuWithoutNvproxy(evidence.clone()))
             }
             _ => Ok(()),
+        }
+    }
+
+    /// Whether a container of the pod may be checkpointed, or restored from a checkpoint.
+    pub fn admit_checkpoint(&self) -> Result<(), Refusal> {
+        match &self.runtime {
+            Runtime::Gvisor(Gvisor { checkpoints, .. }) if *checkpoints != CheckpointWorkloads::Native => {
+                Err(Refusal::CheckpointElsewhere(*checkpoints))
+            }
+            Runtime::Gvisor(_) | Runtime::Runc { .. } => Ok(()),
         }
     }
 

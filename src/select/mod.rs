@@ -147,6 +147,13 @@ pub enum Refusal {
          one: {0}"
     )]
     CheckpointRejected(String),
+    /// A checkpoint is asked of a pod that was not meant for it.
+    #[error(
+        "this pod runs in gVisor, where shim.checkpointWorkloads: {0} allows no checkpoint; set it to native for runsc's \
+         own checkpoints, or to runc and mark such pods (the pool's criuEnabled, or the annotation {CHECKPOINT}: \
+         \"true\"), so that they run with runc and CRIU"
+    )]
+    CheckpointElsewhere(CheckpointWorkloads),
     /// No runsc.
     #[error(
         "runtime gvisor is not available: {tried}; install runsc or correct shim.runsc (shim.runscUnavailable: runc \
@@ -267,6 +274,7 @@ pub fn plan(
             flags,
             trusts_annotations: pool.policies.annotations == Annotations::Trust,
             release: None,
+            checkpoints: pool.policies.checkpoint_workloads,
         })
     };
     let decision = Decision {

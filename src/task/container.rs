@@ -6,6 +6,7 @@
 //! known already (invariant 3).
 
 use std::collections::{HashMap, VecDeque};
+use std::path::Path;
 use std::time::Duration;
 
 use containerd_shim_protos::events::task as event;
@@ -14,14 +15,17 @@ use containerd_shim_protos::protobuf::well_known_types::any::Any;
 use nix::sys::signal::Signal;
 use tokio::sync::{mpsc, oneshot};
 
+use super::checkpoint::{self, Restore, Restored};
 use super::pod::{self, Shim};
 use super::process::{Process, State, killed};
-use super::sandbox::{Place, Sandbox};
+use super::sandbox::{Host, Place, Sandbox};
 use super::{Reply, TaskError};
 use crate::bundle::record::Record;
+use crate::bundle::volumes::Volumes;
 use crate::bundle::{Bundle, Id, rootfs};
 use crate::cgroup::{Cgroup, OomWatch};
 use crate::events::{Events, timestamp};
+use crate::runtime::checkpoint::Checkpoint;
 use crate::runtime::command::CommandError;
 use crate::runtime::{ExecStreams, ProcessStreams, Runtime, RuntimeError, Started, Target};
 use crate::shim::reaper::{Claim, Exit};
@@ -52,6 +56,7 @@ pub(super) enum Request {
     Pause { reply: Reply<()> },
     Resume { reply: Reply<()> },
     Update { resources: Vec<u8>, reply: Reply<()> },
+    Checkpoint { checkpoint: Checkpoint, reply: Reply<()> },
     Stats { reply: Reply<Any> },
 }
 
@@ -61,10 +66,14 @@ enum Report {
     Exited(Option<Id>, Exit),
     /// The runtime has started the init, or not.
     Started(Result<(), RuntimeError>, Reply<u32>),
+    /// The init was made from a checkpoint, or not.
+    Restored(Result<Restored, TaskError>, Reply<u32>),
     /// The runtime has started an exec, or not.
     ExecStarted(Id, Result<(Started, Stdio), TaskError>, Reply<u32>),
     /// The runtime has paused (`true`) or resumed the container, or not.
     Paused(bool, Result<(), RuntimeError>, Reply<()>),
+    /// A checkpoint of the container is in this directory, or not.
+    Checkpointed(String, Result<(), RuntimeError>, Reply<()>),
     /// A kill has resumed the container, or not.
     Thawed(bool),
     /// A command without consequences here is done.
@@ -88,6 +97,7 @@ enum Command {
     Start(Reply<u32>),
     Pause(bool, Reply<()>),
     Update(Vec<u8>, Reply<()>),
+    Checkpoint(Checkpoint, Reply<()>),
     Delete(Reply<Deleted>),
 }
 
@@ -149,7 +159,9 @@ pub(super) struct Container {
     exec_count: u64,
     /// The init's streams, if its start takes them (gVisor's later containers).
     held_streams: Option<ProcessStreams>,
-    /// Where its processes are accounted, if its init lived long enough to tell.
+    /// Where it comes from, if from a checkpoint.
+    restore: Option<Restore>,
+    /// Where its processes are accounted: once it exists, and if its init lived long enough to tell.
     cgroup: Option<Cgroup>,
     oom: Option<OomWatch>,
     shares_pids: bool,
@@ -186,6 +198,7 @@ impl Container {
         init: Process,
         init_claim: Option<Claim>,
         held_streams: Option<ProcessStreams>,
+        restore: Option<Restore>,
         cgroup: Option<Cgroup>,
         oom: Option<OomWatch>,
         shares_pids: bool,
@@ -203,6 +216,7 @@ impl Container {
             exec_specs: HashMap::new(),
             exec_count: 0,
             held_streams,
+            restore,
             cgroup,
             oom,
             shares_pids,
@@ -296,6 +310,7 @@ impl Container {
             Request::Pause { reply } => self.enqueue(Command::Pause(true, reply)),
             Request::Resume { reply } => self.enqueue(Command::Pause(false, reply)),
             Request::Update { resources, reply } => self.enqueue(Command::Update(resources, reply)),
+            Request::Checkpoint { checkpoint, reply } => self.enqueue(Command::Checkpoint(checkpoint, reply)),
             Request::Stats { reply } => drop(reply.send(self.stats())),
         }
     }
@@ -309,6 +324,10 @@ impl Container {
                 self.started(result, reply);
                 self.next();
             }
+            Report::Restored(result, reply) => {
+                self.restored(result, reply);
+                self.next();
+            }
             Report::ExecStarted(exec, result, reply) => self.exec_started(&exec, result, reply),
             Report::Paused(pause, result, reply) => {
                 self.pausing = false;
@@ -316,6 +335,10 @@ impl Container {
                     self.set_paused(pause);
                 }
                 let _ = reply.send(result.map_err(TaskError::from));
+                self.next();
+            }
+            Report::Checkpointed(image, result, reply) => {
+                self.checkpointed(image, result, reply);
                 self.next();
             }
             Report::Thawed(true) if self.paused => self.set_paused(false),
@@ -371,6 +394,7 @@ impl Container {
                 Command::Start(reply) => self.start(reply),
                 Command::Pause(pause, reply) => self.pause(pause, reply),
                 Command::Update(resources, reply) => self.update(resources, reply),
+                Command::Checkpoint(checkpoint, reply) => self.checkpoint(checkpoint, reply),
                 Command::Delete(reply) => self.delete(reply),
             };
         }
@@ -384,11 +408,24 @@ impl Container {
         let (runtime, streams) = (self.runtime.clone(), self.held_streams.take());
         let (tell, ended) = oneshot::channel();
         self.ended_in_start = Some(tell);
+        let image = match self.restore.clone() {
+            None => None,
+            Some(Restore::Into(image)) => Some(image),
+            Some(Restore::Anew(image)) => {
+                let (bundle, origin, names) = (self.bundle.clone(), self.origin.clone(), self.init.names.clone());
+                let id = self.id.clone();
+                self.report(async move {
+                    let restored = checkpoint::restore(&runtime, &bundle, &id, &image, &names, &origin, ended).await;
+                    Report::Restored(restored, reply)
+                });
+                return true;
+            }
+        };
         let pid = self.init.pid().cast_signed();
         let own = !self.place.is_guest();
-        self.report(
-            async move { Report::Started(start_init(&runtime, own.then_some(pid), streams, ended).await, reply) },
-        );
+        self.report(async move {
+            Report::Started(start_init(&runtime, own.then_some(pid), image.as_deref(), streams, ended).await, reply)
+        });
         true
     }
 
@@ -416,6 +453,84 @@ impl Container {
         for (signal, all, reply) in std::mem::take(&mut self.held_kills) {
             self.kill(None, signal, all, reply);
         }
+    }
+
+    fn restored(&mut self, result: Result<Restored, TaskError>, reply: Reply<u32>) {
+        // Without it, a kill has ended the restore.
+        let given_up = self.ended_in_start.take().is_none();
+        let Restored { started, stdio, cgroup, oom } = match result {
+            Ok(restored) => restored,
+            Err(error) => {
+                log::error!(container_id = self.id.as_str(), error = error.to_string().as_str(); "restore failed");
+                self.init.not_started();
+                let _ = reply.send(Err(error));
+                if given_up {
+                    self.init_exited(killed());
+                }
+                return;
+            }
+        };
+        self.cgroup = cgroup;
+        self.oom = oom;
+        if self.runtime.is_gvisor() {
+            self.place = Place::Host(Host::new(self.id.clone(), started.pid, Volumes::default()));
+        }
+        self.init.connect(stdio);
+        let pid = started.pid.unsigned_abs();
+        self.events.publish(event::TaskStart { container_id: self.id.to_string(), pid, ..Default::default() });
+        self.init.started(started.pid);
+        if let Some(claim) = started.exit {
+            self.watch(None, claim);
+        }
+        let _ = reply.send(Ok(pid));
+        if given_up {
+            // The kill came too late for the restore, not for the container.
+            let _ = self.runtime.signal(started.pid, SIGKILL);
+        }
+    }
+
+    /// A checkpoint runs as long as it takes to write all of the container's memory; everything but the other lifecycle
+    /// commands is answered meanwhile.
+    fn checkpoint(&mut self, checkpoint: Checkpoint, reply: Reply<()>) -> bool {
+        if !matches!(self.init.state, State::Running { ended: None, .. }) {
+            let idle = format!("container {} does not run and cannot be checkpointed", self.id);
+            let _ = reply.send(Err(TaskError::WrongState(idle)));
+            return false;
+        }
+        if let Err(refusal) = self.runtime.decision().admit_checkpoint() {
+            let _ = reply.send(Err(refusal.into()));
+            return false;
+        }
+        if checkpoint.exit && self.runtime.is_in_sandbox() {
+            let shared = format!(
+                "a checkpoint that ends its container ends all of a gVisor pod: ask the pod's first container for it, not {}",
+                self.id
+            );
+            let _ = reply.send(Err(TaskError::WrongState(shared)));
+            return false;
+        }
+        let (runtime, paused) = (self.runtime.clone(), self.paused);
+        let (tell, ended) = oneshot::channel();
+        self.init.wait(tell);
+        self.report(async move {
+            let result = checkpoint::take(&runtime, &checkpoint, paused, ended).await;
+            Report::Checkpointed(checkpoint.image.to_string_lossy().into_owned(), result, reply)
+        });
+        true
+    }
+
+    fn checkpointed(&self, image: String, result: Result<(), RuntimeError>, reply: Reply<()>) {
+        match &result {
+            Ok(()) => self.events.publish(event::TaskCheckpointed {
+                container_id: self.id.to_string(),
+                checkpoint: image,
+                ..Default::default()
+            }),
+            Err(error) => {
+                log::error!(container_id = self.id.as_str(), error = error.to_string().as_str(); "checkpoint failed");
+            }
+        }
+        let _ = reply.send(result.map_err(TaskError::from));
     }
 
     fn pause(&mut self, pause: bool, reply: Reply<()>) -> bool {
@@ -489,7 +604,7 @@ impl Container {
         });
         if force {
             // What was never started may have nothing that could tell its end.
-            let patience = if self.place.is_guest() { Duration::ZERO } else { DRAIN + REAP };
+            let patience = if self.place.is_guest() || self.init.pid() == 0 { Duration::ZERO } else { DRAIN + REAP };
             self.later(patience, Report::Exited(None, killed()));
         }
         true
@@ -751,6 +866,17 @@ impl Container {
             (State::Stopped { .. } | State::Running { ended: Some(_), .. }, _) => {
                 return drop(reply.send(Err(TaskError::NotFound("process already finished".into()))));
             }
+            (State::Created { pid: None }, _) if exec.is_none() && signal == SIGKILL => {
+                // It was to be restored; now it never will be.
+                let _ = reply.send(Ok(()));
+                return self.init_exited(killed());
+            }
+            (State::Starting { pid: None, .. }, _) if exec.is_none() && signal == SIGKILL => {
+                if let Some(give_up) = self.ended_in_start.take() {
+                    let _ = give_up.send(());
+                }
+                return drop(reply.send(Ok(())));
+            }
             (State::Created { pid: None } | State::Starting { pid: None, .. }, _) => {
                 return drop(reply.send(Err(TaskError::WrongState("the process has not been started".into()))));
             }
@@ -900,11 +1026,13 @@ impl Container {
     }
 }
 
-/// Has the runtime start the init. An init that ends meanwhile without the runtime noticing ends the start; one whose
-/// start failed is killed by its pid if it has one, for it cannot be started again and would only wait.
+/// Has the runtime start the init, or restore it from `image`. An init that ends meanwhile without the runtime noticing
+/// ends the start; one whose start failed is killed by its pid if it has one, for it cannot be started again and would
+/// only wait.
 async fn start_init(
     runtime: &Runtime,
     pid: Option<i32>,
+    image: Option<&Path>,
     streams: Option<ProcessStreams>,
     mut ended: oneshot::Receiver<()>,
 ) -> Result<(), RuntimeError> {
@@ -913,8 +1041,14 @@ async fn start_init(
         over = (&mut ended).await.is_ok();
         if over { tokio::time::sleep(STRAGGLERS).await } else { std::future::pending().await }
     };
+    let start = async {
+        match image {
+            None => runtime.start(streams).await,
+            Some(image) => runtime.restore_into(image, streams).await,
+        }
+    };
     let result = tokio::select! {
-        result = runtime.start(streams) => result,
+        result = start => result,
         () = overdue => Err(RuntimeError::Failed("the container ended while it was being started".into())),
     };
     if let Some(pid) = pid

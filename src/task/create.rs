@@ -1,12 +1,15 @@
 //! The making of a container: decision, record, spec, root file system, streams, runtime, cgroup; in this order, and
 //! unmade in reverse if a step fails.
 
+use std::path::PathBuf;
+
 use containerd_shim_protos::events::task::{TaskCreate, TaskIO};
 use containerd_shim_protos::protobuf::MessageField;
 use containerd_shim_protos::protobuf::well_known_types::any::Any;
 use containerd_shim_protos::types::mount::Mount;
 use tokio::sync::OnceCell;
 
+use super::checkpoint::Restore;
 use super::container::Container;
 use super::pod::Shim;
 use super::process::Process;
@@ -19,9 +22,10 @@ use crate::bundle::{Annotations, Bundle, Id, rewrite, rootfs};
 use crate::cgroup::{self, Cgroup, OomWatch};
 use crate::config::file::{ENVIRONMENT, load};
 use crate::config::{ContainerRuntime, HandlerOptions, RuncOptions};
-use crate::runtime::{ProcessStreams, Runtime, Started, probe, runsc_name};
+use crate::runtime::{ProcessStreams, Runtime, RuntimeError, Started, probe, runsc_name};
 use crate::select::{Decision, SpecView, Workload, plan};
 use crate::shim::log::emit;
+use crate::shim::reaper::Claim;
 use crate::stdio::{ConsoleSocket, Origin, Owner, Stdio, StreamNames};
 
 /// CRI's annotations of a container that belongs to a pod.
@@ -29,7 +33,7 @@ const CONTAINER_TYPE: &str = "io.kubernetes.cri.container-type";
 const SANDBOX_ID: &str = "io.kubernetes.cri.sandbox-id";
 
 /// The name of the console socket in the bundle.
-const CONSOLE: &str = "console.sock";
+pub(super) const CONSOLE: &str = "console.sock";
 
 /// A Create request, checked as far as it can be without looking at the bundle.
 pub(super) struct Request {
@@ -110,6 +114,7 @@ pub(super) async fn create(
             log::info!(container_id = id.as_str(), nvproxy_enabled = true; "starting container with nvproxy");
         }
     }
+    let restore = from_checkpoint(&runtime, &decided.decision, &request.checkpoint).await?;
     rootfs::mount_all(&request.rootfs, &bundle.rootfs(), &shim.reaper).await?;
     let origin = Origin {
         namespace: shim.namespace.clone(),
@@ -117,16 +122,10 @@ pub(super) async fn create(
         owner: pipe_owner(&options.runc, &spec),
         reaper: shim.reaper.clone(),
     };
-    let (started, stdio, held) = start_process(&runtime, bundle, names, &origin, id.as_str()).await?;
-
-    // Without it the container runs all the same: its init may have been killed already, which is its end to be told
-    // of and no failure to create it (containerd #9103).
-    let warn = |what: &str, error: &cgroup::Error| log::warn!(container_id = id.as_str(), error = error.to_string().as_str(); "{what}");
-    let cgroup = Cgroup::of_pid(started.pid).inspect_err(|error| warn("this container has no statistics", error)).ok();
-    let oom = cgroup.as_ref().and_then(|cgroup| {
-        let watch = OomWatch::arm(cgroup);
-        watch.inspect_err(|error| warn("OOM kills of this container will not be noticed", error)).ok()
-    });
+    let made = match restore {
+        Some(Restore::Anew(_)) => Made { pid: None, exit: None, stdio: None, held: None, cgroup: None, oom: None },
+        None | Some(Restore::Into(_)) => make(&runtime, request, &origin).await?,
+    };
     undo.armed = false;
 
     shim.events.publish(TaskCreate {
@@ -141,30 +140,65 @@ pub(super) async fn create(
             ..TaskIO::default()
         }),
         checkpoint: request.checkpoint.clone(),
-        pid: started.pid.unsigned_abs(),
+        pid: made.pid.map_or(0, i32::unsigned_abs),
         ..TaskCreate::default()
     });
-    let init = Process::created(Some(started.pid), names.clone(), Some(stdio));
-    let shares_pids = spec.shares_pids();
-    let place = match guest {
-        Some(guest) => Place::Guest(guest),
-        None if runtime.is_gvisor() => Place::Host(Host::new(id.clone(), started.pid, volumes)),
-        None => Place::Alone,
+    let init = Process::created(made.pid, names.clone(), made.stdio);
+    let (claim, shares_pids) = (made.exit, spec.shares_pids());
+    let Made { held, cgroup, oom, .. } = made;
+    let place = match (guest, made.pid) {
+        (Some(guest), _) => Place::Guest(guest),
+        (None, Some(pid)) if runtime.is_gvisor() => Place::Host(Host::new(id.clone(), pid, volumes)),
+        (None, _) => Place::Alone,
     };
-    Ok(Container::new(
-        shim,
-        id.clone(),
-        bundle.clone(),
-        runtime,
-        init,
-        started.exit,
-        held,
-        cgroup,
-        oom,
-        shares_pids,
-        origin,
-        place,
-    ))
+    let (id, bundle) = (id.clone(), bundle.clone());
+    Ok(Container::new(shim, id, bundle, runtime, init, claim, held, restore, cgroup, oom, shares_pids, origin, place))
+}
+
+/// What a container is made of; nothing yet, if a restore is to make it.
+struct Made {
+    pid: Option<i32>,
+    exit: Option<Claim>,
+    stdio: Option<Stdio>,
+    held: Option<ProcessStreams>,
+    cgroup: Option<Cgroup>,
+    oom: Option<OomWatch>,
+}
+
+/// Has the runtime create the container, and finds out what it is accounted by.
+async fn make(runtime: &Runtime, request: &Request, origin: &Origin) -> Result<Made, TaskError> {
+    let Request { id, bundle, names, .. } = request;
+    let (started, stdio, held) = start_process(runtime, bundle, names, origin, id.as_str()).await?;
+    let (cgroup, oom) = accounts(id, started.pid);
+    Ok(Made { pid: Some(started.pid), exit: started.exit, stdio: Some(stdio), held, cgroup, oom })
+}
+
+/// The cgroup of a container's first process, and the watch over it. Without it the container runs all the same: its init
+/// may have been killed already, which is its end to be told of and no failure to create it (containerd #9103).
+pub(super) fn accounts(id: &Id, pid: i32) -> (Option<Cgroup>, Option<OomWatch>) {
+    let warn = |what: &str, error: &cgroup::Error| log::warn!(container_id = id.as_str(), error = error.to_string().as_str(); "{what}");
+    let cgroup = Cgroup::of_pid(pid).inspect_err(|error| warn("this container has no statistics", error)).ok();
+    let oom = cgroup.as_ref().and_then(|cgroup| {
+        let watch = OomWatch::arm(cgroup);
+        watch.inspect_err(|error| warn("OOM kills of this container will not be noticed", error)).ok()
+    });
+    (cgroup, oom)
+}
+
+/// How the container will be started if the request names a checkpoint; `None` if it does not.
+async fn from_checkpoint(runtime: &Runtime, decision: &Decision, image: &str) -> Result<Option<Restore>, TaskError> {
+    if image.is_empty() {
+        return Ok(None);
+    }
+    decision.admit_checkpoint()?;
+    let image = PathBuf::from(image);
+    runtime.expects_image(&image)?;
+    let in_place = runtime.restores_in_place().await?;
+    if !in_place && runtime.is_in_sandbox() {
+        let old = "this runsc restores pods of one container alone; install one of May 2024 or later";
+        return Err(RuntimeError::Unable(old.into()).into());
+    }
+    Ok(Some(if in_place { Restore::Into(image) } else { Restore::Anew(image) }))
 }
 
 /// Has the runtime create the container with its streams. Streams that are for a later start are held back.
@@ -233,6 +267,7 @@ async fn decide(
         systemd_cgroup: options.runc.systemd_cgroup || spec.systemd_cgroup() && probe::systemd_runs(),
         no_pivot_root: options.runc.no_pivot_root,
         no_new_keyring: options.runc.no_new_keyring,
+        criu_work_path: options.runc.criu_work_path.clone().into(),
     };
     Ok(PodDecision { decision, record })
 }

@@ -27,9 +27,6 @@ pub enum TaskError {
     /// The request makes no sense.
     #[error("{0}")]
     Invalid(String),
-    /// Not to be had from this shim.
-    #[error("{0}")]
-    Unsupported(&'static str),
     /// The shim is ending.
     #[error("the shim is shutting down")]
     Ending,
@@ -74,10 +71,11 @@ impl TaskError {
             }
             Self::Cgroup(cgroup::Error::Gone { .. }) => Code::NOT_FOUND,
             Self::AlreadyExists(_) => Code::ALREADY_EXISTS,
-            Self::WrongState(_) | Self::Refused(_) => Code::FAILED_PRECONDITION,
+            Self::WrongState(_) | Self::Refused(_) | Self::Runtime(RuntimeError::Unable(_)) => {
+                Code::FAILED_PRECONDITION
+            }
             Self::Invalid(_) | Self::Config(_) | Self::Bundle(_) => Code::INVALID_ARGUMENT,
             Self::Ending => Code::UNAVAILABLE,
-            Self::Unsupported(_) => Code::UNIMPLEMENTED,
             Self::Runtime(RuntimeError::Command(CommandError::Deadline { .. })) => Code::DEADLINE_EXCEEDED,
             Self::Mount(_) | Self::Stdio(_) | Self::Cgroup(_) | Self::Runtime(_) => Code::UNKNOWN,
         }

@@ -2,8 +2,9 @@
 //!
 //! `service` translates requests, `pod` knows the containers, `create` makes one, `container` is the actor that owns
 //! one from then on, `process` is what it knows of its init and each exec, `sandbox` what containers of one gVisor
-//! sandbox know of each other.
+//! sandbox know of each other, `checkpoint` what is done to keep a container and to come from what was kept.
 
+mod checkpoint;
 mod container;
 mod create;
 mod error;

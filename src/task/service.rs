@@ -24,7 +24,7 @@ use ttrpc::r#async::TtrpcContext;
 
 use super::container::{Deleted, Handle, Request, Status};
 use super::pod::{Found, Message, Pod};
-use super::{TaskError, create};
+use super::{TaskError, checkpoint, create};
 use crate::bundle::{Bundle, Id};
 use crate::events::timestamp;
 use crate::rpc::Services;
@@ -74,9 +74,12 @@ impl Task for TaskService {
     async fn create(&self, _: &TtrpcContext, request: CreateTaskRequest) -> Answer<CreateTaskResponse> {
         let (reply, pid) = oneshot::channel();
         let id = Id::parse(&request.id).map_err(TaskError::from)?;
+        if !request.parent_checkpoint.is_empty() {
+            let named = "no runtime is told of a checkpoint's parent: an incremental checkpoint names it itself";
+            return Err(TaskError::Invalid(named.into()).into());
+        }
         if !request.checkpoint.is_empty() {
-            // Not silently from the beginning.
-            return Err(TaskError::Unsupported("this shim cannot restore a container from a checkpoint").into());
+            checkpoint::directory("path", &request.checkpoint)?;
         }
         let bundle = Path::new(&request.bundle);
         if !bundle.is_absolute() {
@@ -216,8 +219,11 @@ impl Task for TaskService {
         Ok(Empty::new())
     }
 
-    async fn checkpoint(&self, _: &TtrpcContext, _: CheckpointTaskRequest) -> Answer<Empty> {
-        Err(TaskError::Unsupported("this shim cannot checkpoint a container").into())
+    async fn checkpoint(&self, _: &TtrpcContext, request: CheckpointTaskRequest) -> Answer<Empty> {
+        let container = self.container(&request.id).await?;
+        let checkpoint = checkpoint::requested(&request)?;
+        container.ask(|reply| Request::Checkpoint { checkpoint, reply }).await?;
+        Ok(Empty::new())
     }
 
     async fn stats(&self, _: &TtrpcContext, request: StatsRequest) -> Answer<StatsResponse> {

@@ -115,6 +115,16 @@ impl RuntimeCase {
         Self { flags: flags.iter().map(ToString::to_string).collect(), ..self.clone() }
     }
 
+    /// The same with our shim under the name of Go's, and this node configuration.
+    pub fn in_place_of_go(&self, config: &str) -> Self {
+        let mut options = self.options.clone();
+        if self.ours {
+            options.programs.insert("containerd-shim-runc-v2", shim());
+            options.config = Some(config.to_owned());
+        }
+        Self { flags: vec![GO.to_owned()], options, ..self.clone() }
+    }
+
     fn go(version: Version) -> Self {
         Self {
             name: format!("go::runc::containerd-{}", version.name()),
@@ -266,6 +276,7 @@ pub fn shim_answers() -> Result<(), String> {
 }
 
 fn options(version: Version, suite: Suite) -> Options {
-    let programs = BTreeMap::from([("runc", version.runc()), ("runsc", suite.program("runsc"))]);
+    let criu = Suite::Trixie.program("criu");
+    let programs = BTreeMap::from([("runc", version.runc()), ("runsc", suite.program("runsc")), ("criu", criu)]);
     Options { version, programs, config: None, cri: false }
 }

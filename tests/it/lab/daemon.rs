@@ -339,6 +339,8 @@ impl Daemon {
         command
             .env_clear()
             .env("PATH", format!("{}:/usr/sbin:/usr/bin:/sbin:/bin", bin.display()))
+            // containerd leaves the checkpoints there that it has unpacked.
+            .env("TMPDIR", &self.dir)
             .env("CONTAINERD_NAMESPACE", &self.namespace);
         if self.options.config.is_some() {
             command.env("BETA9_SHIM_CONFIG", self.config());

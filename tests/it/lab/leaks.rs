@@ -9,8 +9,9 @@ use std::{
 use super::keeper::WORK;
 
 /// What the lab's /run holds besides the files of containers: the lab itself, the host's services, ctr's fifos, whose
-/// directories a detached ctr leaves to nobody, and what our shim remembers of the node's runtimes.
-const NOT_THEIRS: [&str; 5] = [WORK, "/run/systemd", "/run/dbus", "/run/containerd/fifo", "/run/beta9-shim/runsc.json"];
+/// directories a detached ctr leaves to nobody, what our shim remembers of the node's runtimes, and CRIU of its kernel.
+const NOT_THEIRS: [&str; 6] =
+    [WORK, "/run/systemd", "/run/dbus", "/run/containerd/fifo", "/run/beta9-shim/runsc.json", "/run/criu.kdat"];
 
 /// What a daemon that has ended still has on disk, mounted or in cgroups.
 pub fn of_daemon(dir: &Path, namespace: &str, cgroup: &str) -> Vec<String> {

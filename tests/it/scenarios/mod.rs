@@ -2,6 +2,7 @@
 //! case; where a runtime differs with reason, the function says so.
 
 mod cgroups;
+mod checkpoint;
 mod choice;
 mod compare;
 mod cri;
@@ -47,16 +48,18 @@ const ALL: &[&[Scenario]] = &[
     limits::SCENARIOS,
     outage::SCENARIOS,
     loggers::SCENARIOS,
+    checkpoint::SCENARIOS,
 ];
 
 /// The same where one daemon is as good as another: what is between the shim and the runtime.
-const ALL_ONCE: &[&[Scenario]] = &[faults::SCENARIOS, outage::UPGRADE];
+const ALL_ONCE: &[&[Scenario]] = &[checkpoint::ONCE, faults::SCENARIOS, outage::UPGRADE];
 
 /// What only ours can.
 const OURS: &[&[Scenario]] = &[options::SCENARIOS];
 
 /// The same where one daemon is as good as another, or none is needed.
 const OURS_ONCE: &[&[Scenario]] = &[
+    checkpoint::OURS_ONCE,
     choice::SCENARIOS,
     hang::SCENARIOS,
     gpu::SCENARIOS,

@@ -103,10 +103,11 @@ fn states(lab: &Lab, case: &RuntimeCase) {
     let state = StateRequest { id: id.clone(), ..StateRequest::default() };
     assert_eq!(shim.call::<StateResponse>("State", &state).unwrap_err().code, NOT_FOUND);
     let restore = CreateTaskRequest { checkpoint: "/checkpoint".into(), ..shim.create_request() };
-    assert_eq!(shim.call::<CreateTaskResponse>("Create", &restore).unwrap_err().code, UNIMPLEMENTED);
+    assert_eq!(shim.call::<CreateTaskResponse>("Create", &restore).unwrap_err().code, FAILED_PRECONDITION);
     create(&shim).unwrap();
-    let checkpoint = CheckpointTaskRequest { id: id.clone(), ..CheckpointTaskRequest::default() };
-    assert_eq!(shim.call::<Empty>("Checkpoint", &checkpoint).unwrap_err().code, UNIMPLEMENTED);
+    let checkpoint =
+        CheckpointTaskRequest { id: id.clone(), path: "/checkpoint".into(), ..CheckpointTaskRequest::default() };
+    assert_eq!(shim.call::<Empty>("Checkpoint", &checkpoint).unwrap_err().code, FAILED_PRECONDITION);
     assert_eq!(create(&shim).unwrap_err().code, ALREADY_EXISTS);
     shim.call::<StartResponse>("Start", &StartRequest { id: id.clone(), ..StartRequest::default() }).unwrap();
     let unknown = StateRequest { exec_id: "unknown".into(), ..state };
