@@ -410,6 +410,9 @@ fn restore_nothing(lab: &Lab, case: &RuntimeCase) {
     assert!(refused.message.contains("restore"), "{refused:?}");
     if case.is_runc() {
         assert!(refused.message.contains("restore.log"), "{refused:?}");
+        // It is as it was before.
+        assert_eq!(task.state().status, Status::CREATED.into());
+        assert_eq!(task.start().unwrap_err().message, refused.message);
     }
     // Killed by then, or not; a client does not know.
     let _ = task.kill(9);
