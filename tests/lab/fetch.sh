@@ -67,17 +67,33 @@ persist() {
     done
 }
 
-# The package's file, downloaded into a folder of its own. Stale lists are the usual reason for a refusal, so the next try renews them.
+# The packages' files, downloaded into a folder of their own. Stale lists are the usual reason for a refusal, so the next try renews them.
 download() {
-    suite=$1 package=$2 into=$3
+    suite=$1 into=$2
+    shift 2
     current="$LAB/.apt/$suite/current"
     if [ ! -e "$current" ]; then
         update "$suite" || return 1
         touch "$current"
     fi
-    (cd "$into" && apt "$suite" download "$package/$suite") && return 0
+    (cd "$into" && apt "$suite" download $(printf "%s/$suite " "$@")) && return 0
     rm -f "$current"
     return 1
+}
+
+# Packages that are fit for use as they are, all with one download: apt thinks long about each.
+unpack_together() {
+    suite=$1
+    into="$LAB/.apt/$suite/together"
+    shift
+    rm -rf "$into"
+    mkdir -p "$into" "$LAB/$suite/.fetched"
+    persist download "$suite" "$into" "$@" || die "could not download $* of $suite after $TRIES tries; apt's messages are above"
+    for deb in "$into"/*.deb; do
+        dpkg-deb -x "$deb" "$LAB/$suite" || die "damaged: $deb of $suite"
+        dpkg-deb -f "$deb" Version >"$LAB/$suite/.fetched/$(dpkg-deb -f "$deb" Package)"
+    done
+    rm -rf "$into"
 }
 
 # The stamp is the last thing written: what was cut off in the middle is done again.
@@ -88,7 +104,7 @@ unpack() {
         into="$LAB/.apt/$suite/$package"
         rm -rf "$into"
         mkdir -p "$into" "$LAB/$suite/.fetched"
-        persist download "$suite" "$package" "$into" || die "could not download $package of $suite after $TRIES tries; apt's messages are above"
+        persist download "$suite" "$into" "$package" || die "could not download $package of $suite after $TRIES tries; apt's messages are above"
         deb=$(echo "$into"/*.deb)
         dpkg-deb -x "$deb" "$LAB/$suite" || die "$package of $suite is damaged: $deb"
         version=$(dpkg-deb -f "$deb" Version)
@@ -138,7 +154,19 @@ adapt() {
         (unpack sid libc6) >&2
         own_libraries sid usr/bin/linux.uml
         ;;
+    trixie/qemu-system-x86 | trixie/virtiofsd)
+        (unpack_together "$1" $(dependencies "$1" "$2" '^(lib|zlib1g$|seabios$|qemu-system-data$)'))
+        own_libraries "$1" usr/bin/qemu-system-x86_64 usr/libexec/virtiofsd
+        ;;
+    trixie/linux-image-cloud-amd64)
+        (unpack "$1" "$(dependencies "$1" "$2" '^linux-image-[0-9]')") >&2
+        ;;
     esac
+}
+
+# The packages that apt would install with this one on an empty machine, as far as their names match.
+dependencies() {
+    apt "$1" --simulate --no-install-recommends install "$2" | awk -v wanted="$3" '$1 == "Inst" && $2 ~ wanted { print $2 }'
 }
 
 # Makes these programs of a suite, as far as they are there, use the suite's libraries and loader.

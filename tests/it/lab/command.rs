@@ -16,7 +16,7 @@ use nix::{
     unistd::Pid,
 };
 
-use super::{eventually, lock};
+use super::{eventually, lock, unhurried};
 
 /// What a program left when it ended.
 #[derive(Clone)]
@@ -127,7 +127,7 @@ impl Running {
             if let Some(status) = self.child.try_wait().unwrap() {
                 break status;
             }
-            if self.begin.elapsed() > deadline && !late {
+            if self.begin.elapsed() > unhurried(deadline) && !late {
                 late = true;
                 self.kill_group();
             }

@@ -27,6 +27,7 @@ use super::{
     netns::Netns,
     packages::Suite,
     process::{self, Process},
+    unhurried,
 };
 
 /// How long one call of ctr may take unless its test says otherwise.
@@ -290,7 +291,7 @@ impl Daemon {
     pub fn close(&self) -> Vec<String> {
         // A shim may take a moment to go after its last container; only what stays is a leak.
         let begin = Instant::now();
-        while !self.shims().is_empty() && begin.elapsed() < Duration::from_secs(5) {
+        while !self.shims().is_empty() && begin.elapsed() < unhurried(Duration::from_secs(5)) {
             thread::sleep(Duration::from_millis(20));
         }
         let mut leaks: Vec<_> = self.shims().iter().map(|shim| format!("shim {}", shim.command.join(" "))).collect();

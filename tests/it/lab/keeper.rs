@@ -25,7 +25,7 @@ use nix::{
     unistd::{Pid, geteuid},
 };
 
-use super::{leaks, process};
+use super::{leaks, process, unhurried};
 
 /// Where everything of a run lies. Short, because a socket's path may have 107 bytes.
 pub const WORK: &str = "/run/lab";
@@ -151,7 +151,7 @@ fn leftovers() -> Vec<String> {
         if alive.is_empty() {
             return named;
         }
-        if begin.elapsed() > GRACE {
+        if begin.elapsed() > unhurried(GRACE) {
             if named.is_empty() {
                 named = alive.iter().map(|process| format!("{} {}", process.pid, process.command.join(" "))).collect();
             }

@@ -190,14 +190,20 @@ impl Lab {
     }
 }
 
+/// A limit for this machine: longer where BETA9_LAB_SLOWNESS says how many times slower it is, as an emulated one is.
+pub fn unhurried(limit: Duration) -> Duration {
+    let slowness = std::env::var("BETA9_LAB_SLOWNESS").ok().and_then(|times| times.parse().ok());
+    limit * slowness.unwrap_or(1)
+}
+
 /// Waits until `check` gives something, and fails with `what` in words when it does not in time.
 pub fn eventually<T>(what: &str, mut check: impl FnMut() -> Option<T>) -> T {
-    let begin = Instant::now();
+    let (begin, patience) = (Instant::now(), unhurried(PATIENCE));
     loop {
         if let Some(found) = check() {
             return found;
         }
-        assert!(begin.elapsed() < PATIENCE, "not within {PATIENCE:?}: {what}");
+        assert!(begin.elapsed() < patience, "not within {patience:?}: {what}");
         thread::sleep(Duration::from_millis(10));
     }
 }

@@ -2,7 +2,7 @@
 # To be sourced in the root of the checkout.
 
 # Seconds after which a guest is taken for hung.
-readonly DEADLINE=${LAB_DEADLINE:-240}
+readonly DEADLINE=${LAB_DEADLINE:-600}
 
 readonly WORK="$PWD/target/lab/v2/$$"
 export TMPDIR="$WORK/memory"
@@ -13,7 +13,10 @@ trap 'rm -rf "$WORK"' EXIT
 init() {
     {
         echo '#!/bin/sh'
-        [ -z "${BETA9_SHIM:-}" ] || echo "export BETA9_SHIM=$(quoted "$BETA9_SHIM")"
+        for variable in BETA9_SHIM BETA9_LAB_SLOWNESS; do
+            eval "value=\${$variable-}"
+            [ -z "$value" ] || echo "export $variable=$(quoted "$value")"
+        done
         echo "exec $(quoted "$PWD/tests/lab/v2/guest.sh" "$PWD" "$@")"
     } >"$WORK/init"
     chmod +x "$WORK/init"

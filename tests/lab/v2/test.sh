@@ -1,6 +1,6 @@
 #!/bin/sh
 # Tests on real cgroup v2, whatever this machine's own mode is: unit tests of the cgroup room and a choice of the scenarios,
-# with runc in user-mode Linux.
+# with runc in user-mode Linux, with runsc on a machine that QEMU emulates.
 set -eu
 cd "$(dirname "$0")/../../.."
 
@@ -23,7 +23,7 @@ within() {
     env "CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER=$guest" "${CARGO:-cargo}" test --quiet "$@"
 }
 
-tests/lab/fetch.sh sid/user-mode-linux
+tests/lab/fetch.sh sid/user-mode-linux trixie/linux-image-cloud-amd64 trixie/virtiofsd trixie/qemu-system-x86
 echo "cgroup v2, user-mode Linux:"
 within uml.sh --lib -- cgroup::
 within uml.sh --test it -- --format pretty "$(
@@ -41,5 +41,11 @@ beta9::runc::containerd-1.6::a container that is killed as a group
 runc::containerd-1.6::an OOM kill in a cgroup that the container made
 beta9::runc::containerd-1.6::a shim goes with its last container
 beta9::runc::containerd-1.6::a container whose shim is killed
+END
+)"
+echo "cgroup v2, QEMU:"
+within qemu.sh --test it -- --format pretty "$(
+    choice <<END
+beta9::gvisor-systrap::containerd-1.6::metrics tell
 END
 )"
