@@ -141,8 +141,13 @@ impl Handle {
     pub(super) async fn ask<T>(&self, request: impl FnOnce(Reply<T>) -> Request) -> Result<T, TaskError> {
         let (reply, answer) = oneshot::channel();
         let gone = || TaskError::NotFound("the container was deleted meanwhile".into());
-        self.0.send(Message::Request(request(reply))).map_err(|_| gone())?;
+        self.tell(request(reply));
         answer.await.map_err(|_| gone())?
+    }
+
+    /// Hands over a request whose answer somebody else waits for; that one hears of nobody if the container is gone.
+    pub(super) fn tell(&self, request: Request) {
+        let _ = self.0.send(Message::Request(request));
     }
 }
 

@@ -38,6 +38,8 @@ pub(super) enum Message {
     Create(Box<create::Request>),
     Created(Id, Box<Result<container::Container, TaskError>>, Reply<u32>),
     Find(String, oneshot::Sender<Found>),
+    /// Delete this container; one that is being made, as soon as it is.
+    Delete(String, Reply<Deleted>),
     Deleted(Id, Deleted),
     Shutdown(oneshot::Sender<bool>),
 }
@@ -53,7 +55,8 @@ pub(super) enum Found {
 }
 
 enum Entry {
-    Creating,
+    /// With those who want it deleted already: of a caller that gave up a Create, containerd takes back what it began.
+    Creating(Vec<Reply<Deleted>>),
     Created(container::Handle),
 }
 
@@ -137,6 +140,7 @@ impl State {
             Message::Create(request) => self.create(*request),
             Message::Created(id, made, reply) => self.created(id, *made, reply),
             Message::Find(id, reply) => drop(reply.send(self.find(&id))),
+            Message::Delete(id, reply) => self.delete(&id, reply),
             Message::Deleted(id, end) => {
                 self.remove(&id);
                 self.deleted.push_back((id, end));
@@ -154,7 +158,7 @@ impl State {
             let _ = request.reply.send(Err(TaskError::AlreadyExists(taken)));
             return;
         }
-        self.containers.insert(request.id.clone(), Entry::Creating);
+        self.containers.insert(request.id.clone(), Entry::Creating(Vec::new()));
         self.deleted.retain(|(id, _)| *id != request.id);
         let (shim, decision, mailbox) = (self.shim.clone(), self.decision.clone(), self.mailbox.clone());
         let sandbox = self.sandbox.clone();
@@ -166,17 +170,28 @@ impl State {
     }
 
     fn created(&mut self, id: Id, made: Result<container::Container, TaskError>, reply: Reply<u32>) {
+        let unwanted = match self.containers.remove(&id) {
+            Some(Entry::Creating(deletes)) => deletes,
+            Some(Entry::Created(_)) | None => Vec::new(),
+        };
         let answer = match made {
             Ok(container) => {
                 let pid = container.pid();
                 if let Some(sandbox) = container.own_sandbox() {
                     self.sandbox = Some(sandbox.clone());
                 }
-                self.containers.insert(id, Entry::Created(container.run(self.mailbox.clone())));
+                let handle = container.run(self.mailbox.clone());
+                for reply in unwanted {
+                    handle.tell(container::Request::Delete { exec: None, reply });
+                }
+                self.containers.insert(id, Entry::Created(handle));
                 Ok(pid)
             }
             Err(error) => {
                 log::error!(container_id = id.as_str(), error = error.to_string().as_str(); "create failed");
+                for reply in unwanted {
+                    let _ = reply.send(Err(TaskError::no_container(id.as_str())));
+                }
                 self.remove(&id);
                 Err(error)
             }
@@ -188,11 +203,24 @@ impl State {
         let entry = Id::parse(id).ok().and_then(|id| self.containers.get(&id));
         match entry {
             Some(Entry::Created(container)) => Found::Here(container.clone()),
-            Some(Entry::Creating) => Found::Unknown,
+            Some(Entry::Creating(_)) => Found::Unknown,
             None => {
                 let end = self.deleted.iter().find(|(known, _)| known.as_str() == id);
                 end.map_or(Found::Unknown, |(_, end)| Found::Deleted(*end))
             }
+        }
+    }
+
+    fn delete(&mut self, id: &str, reply: Reply<Deleted>) {
+        let entry = Id::parse(id).ok().and_then(|id| self.containers.get_mut(&id));
+        if let Some(Entry::Creating(deletes)) = entry {
+            return deletes.push(reply);
+        }
+        match self.find(id) {
+            Found::Here(container) => container.tell(container::Request::Delete { exec: None, reply }),
+            // The first caller went away before it had the answer (containerd #7496).
+            Found::Deleted(end) => drop(reply.send(Ok(end))),
+            Found::Unknown => drop(reply.send(Err(TaskError::no_container(id)))),
         }
     }
 

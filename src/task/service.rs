@@ -163,12 +163,13 @@ impl Task for TaskService {
 
     async fn delete(&self, _: &TtrpcContext, request: DeleteRequest) -> Answer<DeleteResponse> {
         let exec = exec(&request.exec_id)?;
-        match self.pod.find(&request.id).await {
-            Found::Here(container) => Ok(deleted(container.ask(|reply| Request::Delete { exec, reply }).await?)),
-            // The first caller went away before it had the answer (containerd #7496).
-            Found::Deleted(end) if exec.is_none() => Ok(deleted(end)),
-            Found::Deleted(_) | Found::Unknown => Err(TaskError::no_container(&request.id).into()),
+        if exec.is_some() {
+            let container = self.container(&request.id).await?;
+            return Ok(deleted(container.ask(|reply| Request::Delete { exec, reply }).await?));
         }
+        let (reply, end) = oneshot::channel();
+        self.pod.send(Message::Delete(request.id.clone(), reply));
+        Ok(deleted(end.await.map_err(|_| TaskError::no_container(&request.id))??))
     }
 
     async fn exec(&self, _: &TtrpcContext, request: ExecProcessRequest) -> Answer<Empty> {

@@ -22,6 +22,7 @@ mod protocol;
 mod rootfs;
 mod run;
 mod signals;
+mod soak;
 mod terminal;
 
 use std::sync::Arc;
@@ -95,6 +96,7 @@ pub fn trials(house: &Arc<House>, cases: &[RuntimeCase]) -> Vec<Trial> {
         add(&[cgroups::UNIFIED_OURS], |case| case.ours && case.is_runc());
     }
     add(&NVPROXY, RuntimeCase::knows_nvproxy);
+    add(&[soak::SCENARIOS], |case| case.ours && case.is_on_first_daemon() && (case.is_runc() || case.knows_nvproxy()));
     trials.extend(docker::trials(house));
     trials.push(Trial::test("beta9::the shim under test answers", || case::shim_answers().map_err(Failed::from)));
     trials
