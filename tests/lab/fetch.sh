@@ -9,7 +9,7 @@
 set -eu
 
 readonly USUAL="bookworm/containerd bookworm/runc bookworm/runsc bookworm/busybox-static bookworm/containernetworking-plugins
-trixie/containerd trixie/runc trixie/runsc trixie/criu trixie/docker.io trixie/docker-cli trixie/tini sid/containerd sid/runc"
+trixie/containerd trixie/runc trixie/runsc trixie/criu trixie/crun trixie/docker.io trixie/docker-cli trixie/tini sid/containerd sid/runc"
 readonly TRIES=4
 readonly LIBRARIES="$(uname -m)-linux-gnu"
 

@@ -13,6 +13,7 @@ use containerd_shim_protos::{
     shim::oci,
 };
 
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use serde_json::Value;
 
 use super::Scenario;
@@ -32,6 +33,10 @@ pub const SCENARIOS: &[Scenario] = &[
     ("a shim is started in the cgroup that the handler names, and one that does not exist is an error", shim_cgroup),
     ("the message of containerd 2.3 to a start is answered in kind", message),
     ("containerd learns the features of what runs the handler's pods", features),
+    (
+        "what the features promise is kept: a mount is read-only with all that is mounted below it",
+        recursively_read_only,
+    ),
     ("the shim's path is a runtime's name, and the configuration is found", path),
     ("registered as runc's shim it has runc's options, and the configuration is found", runcs_name),
     ("a program of runc's kind runs containers from their start to their end, named by the handler", wrapper),
@@ -152,6 +157,25 @@ fn features(lab: &Lab, case: &RuntimeCase) {
         // None of these runscs tells its features, and runc's are not its own.
         assert_eq!(ours["Features"], Value::Null);
     }
+}
+
+fn recursively_read_only(lab: &Lab, case: &RuntimeCase) {
+    if !case.is_runc() {
+        return;
+    }
+    let daemon = lab.daemon(case.daemon());
+    let data = lab.dir("data");
+    let below = data.join("below");
+    fs::create_dir(&below).unwrap();
+    mount(Some("below"), &below, Some("tmpfs"), MsFlags::empty(), None::<&str>).unwrap();
+    let write = |option: &str| {
+        let mount = format!("--mount=type=bind,src={},dst=/data,options=rbind:{option}", data.display());
+        lab.container(&daemon, "rro").run(case, &[&mount], &["touch", "/data/below/file"])
+    };
+    // Without the `r`, what is mounted below stays as it is.
+    write("ro").success();
+    write("rro").failure(&["Read-only"]);
+    umount2(&below, MntFlags::MNT_DETACH).unwrap();
 }
 
 /// A daemon whose environment names the case's configuration, with these programs besides.
