@@ -16,7 +16,7 @@ use containerd_shim_protos::{
     protobuf::{Message, MessageField, well_known_types::any::Any},
     shim::oci::CheckpointOptions,
 };
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::{Scenario, faults::with_fake};
 use crate::{
@@ -55,6 +55,7 @@ pub const OURS_ONCE: &[Scenario] = &[
     ("while a runtime hangs in a checkpoint, the container is answered for, and can be killed and deleted", hang),
     ("a restore that hangs ends with a kill", hang_in_restore),
     ("in gVisor, checkpoints are as the policy says", policy),
+    ("a gVisor pod is kept as a whole, and goes on as a whole", pod),
 ];
 
 const FAILED_PRECONDITION: i32 = 9;
@@ -75,14 +76,16 @@ fn config(case: &RuntimeCase) -> String {
 
 /// A container of the trial's own, with its shim.
 struct Task {
-    shim: Shim,
+    shim: Arc<Shim>,
+    id: String,
+    bundle: PathBuf,
     output: PathBuf,
 }
 
 impl Task {
     /// Nothing is created yet.
     fn new(lab: &Lab, case: &RuntimeCase, daemon: &Arc<Daemon>, command: &[&str]) -> Self {
-        Self::with_spec(lab, case, daemon, command, |_| ())
+        Self::with_spec(lab, case, daemon, command, |_, _| ())
     }
 
     fn with_spec(
@@ -90,20 +93,32 @@ impl Task {
         case: &RuntimeCase,
         daemon: &Arc<Daemon>,
         command: &[&str],
-        change: impl FnOnce(&mut serde_json::Value),
+        change: impl FnOnce(&str, &mut Value),
     ) -> Self {
         let (id, program) = (lab.id("ckpt"), if case.ours { OURS } else { GOS });
         let mut spec = bundle::spec(&lab.rootfs(), &format!("/{}/{id}", daemon.namespace()), command);
-        change(&mut spec);
+        change(&id, &mut spec);
         let bundles = lab.dir("bundles");
         let shim = Shim::start_program(program, daemon, &id, &bundles, spec.to_string().as_bytes()).unwrap();
         // containerd makes it, for whatever has no other place.
         fs::create_dir(shim.bundle().join("work")).unwrap();
-        Self { shim, output: bundles.join("output") }
+        let bundle = shim.bundle().to_owned();
+        Self { shim: Arc::new(shim), id, bundle, output: bundles.join("output") }
+    }
+
+    /// A container in the sandbox of this one, with the same shim.
+    fn guest(&self, lab: &Lab, name: &str, command: &[&str]) -> Self {
+        let (id, bundles) = (lab.id("guest"), lab.dir("bundles"));
+        let mut spec = bundle::spec(&lab.rootfs(), &format!("/{}/{id}", self.id), command);
+        spec["annotations"] = in_pod("container", &self.id, name);
+        let bundle = bundles.join(&id);
+        fs::create_dir_all(bundle.join("rootfs")).unwrap();
+        fs::write(bundle.join("config.json"), spec.to_string()).unwrap();
+        Self { shim: Arc::clone(&self.shim), id, bundle, output: bundles.join("output") }
     }
 
     fn id(&self) -> String {
-        self.shim.id().to_owned()
+        self.id.clone()
     }
 
     fn create(&self, checkpoint: &str) -> Result<CreateTaskResponse, Refused> {
@@ -114,7 +129,8 @@ impl Task {
         let output = format!("file://{}", self.output.display());
         // Both, or Go's shim panics.
         let (stdout, stderr) = (output.clone(), output);
-        CreateTaskRequest { stdout, stderr, checkpoint: checkpoint.into(), ..self.shim.create_request() }
+        let (id, bundle) = (self.id(), self.bundle.to_str().unwrap().to_owned());
+        CreateTaskRequest { id, bundle, stdout, stderr, checkpoint: checkpoint.into(), ..CreateTaskRequest::default() }
     }
 
     fn start(&self) -> Result<u32, Refused> {
@@ -163,9 +179,13 @@ impl Task {
 
     /// Deletes the container, and ends the shim.
     fn remove(&self) {
+        self.delete();
+        self.shim.shut_down();
+    }
+
+    fn delete(&self) {
         let request = DeleteRequest { id: self.id(), ..DeleteRequest::default() };
         self.shim.call::<DeleteResponse>("Delete", &request).unwrap();
-        self.shim.shut_down();
     }
 
     /// Kills the container, and removes it.
@@ -424,8 +444,9 @@ fn terminal(lab: &Lab, case: &RuntimeCase) {
     let (daemon, image) = (daemon(lab, case), lab.dir("image"));
     let count = "i=0; while test -t 0 && test -t 1; do i=$((i+1)); echo $i; sleep 0.05; done; exit 1";
     let on_terminal = || {
-        let task =
-            Task::with_spec(lab, case, &daemon, &["sh", "-c", count], |spec| spec["process"]["terminal"] = json!(true));
+        let task = Task::with_spec(lab, case, &daemon, &["sh", "-c", count], |_, spec| {
+            spec["process"]["terminal"] = json!(true)
+        });
         (CreateTaskRequest { terminal: true, ..task.request("") }, task)
     };
     let (request, first) = on_terminal();
@@ -538,6 +559,48 @@ fn hang_in_restore(lab: &Lab, case: &RuntimeCase) {
     });
     fake.behave("");
     next.remove();
+}
+
+/// CRI's annotations.
+fn in_pod(kind: &str, pod: &str, name: &str) -> Value {
+    json!({
+        "io.kubernetes.cri.container-type": kind,
+        "io.kubernetes.cri.sandbox-id": pod,
+        "io.kubernetes.cri.container-name": name,
+    })
+}
+
+fn pod(lab: &Lab, case: &RuntimeCase) {
+    if case.is_runc() || !can_stay(case) {
+        return;
+    }
+    let (daemon, image) = (daemon(lab, case), lab.dir("image"));
+    let host = || {
+        Task::with_spec(lab, case, &daemon, &["sleep", "1000"], |id, spec| {
+            spec["annotations"] = in_pod("sandbox", id, "");
+        })
+    };
+    let first = host();
+    let guest = first.run().guest(lab, "counter", COUNT);
+    guest.run().until_counted(3);
+    let refused = guest.checkpoint(&image, exit()).unwrap_err();
+    assert_eq!(refused.code, FAILED_PRECONDITION, "{refused:?}");
+    first.checkpoint(&image, exit()).unwrap();
+    guest.wait();
+    first.wait();
+    guest.delete();
+    first.remove();
+    let last = *guest.counted().last().unwrap();
+
+    let next = host();
+    next.go_on(&image);
+    let guest = next.guest(lab, "counter", COUNT);
+    let counted = guest.go_on(&image).until_counted(3);
+    assert_eq!(counted[0], last + 1, "{counted:?}");
+    guest.kill(9).unwrap();
+    assert_eq!(guest.wait(), 137);
+    guest.delete();
+    next.end();
 }
 
 fn policy(lab: &Lab, case: &RuntimeCase) {
