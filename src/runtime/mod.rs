@@ -235,7 +235,8 @@ impl Runtime {
     /// Removes the container; one that does not exist is removed. `force` kills it first.
     pub async fn delete(&self, force: bool) -> Result<(), RuntimeError> {
         // runsc takes the first container whose id begins with the given text.
-        if self.kind == Kind::Runc || self.has_state() {
+        let sandbox = self.sandbox_in_state();
+        if self.kind == Kind::Runc || sandbox.is_some() {
             let mut args = words(&["delete"]);
             args.extend(force.then(|| "--force".into()));
             args.push(self.name.clone());
@@ -248,8 +249,25 @@ impl Runtime {
                 Err(error) => return Err(error),
             }
         }
+        if let Some(sandbox) = sandbox {
+            self.remove_locks(&sandbox);
+        }
         self.remove_cgroup().await;
         Ok(())
+    }
+
+    /// Removes the locks of the sandbox's containers that are gone. Each runsc command that looks at all of a sandbox's
+    /// containers makes their locks anew, also those that another command has removed since it looked.
+    fn remove_locks(&self, sandbox: &str) {
+        let suffix = format!("_sandbox:{sandbox}.lock");
+        for entry in fs::read_dir(&self.root).into_iter().flatten().flatten() {
+            let lock = entry.path();
+            if entry.file_name().to_str().is_some_and(|name| name.ends_with(&suffix))
+                && !lock.with_extension("state").exists()
+            {
+                let _ = fs::remove_file(lock);
+            }
+        }
     }
 
     /// Removes the cgroup that runsc left: after a failed create, or because a process in it was still ending.
@@ -443,11 +461,16 @@ impl Runtime {
 
     /// Whether runsc has a state file of exactly this container.
     fn has_state(&self) -> bool {
+        self.sandbox_in_state().is_some()
+    }
+
+    /// The sandbox that runsc's state file of exactly this container names, if there is one.
+    fn sandbox_in_state(&self) -> Option<String> {
         let prefix = format!("{}_sandbox:", self.name);
         let entries = fs::read_dir(&self.root).into_iter().flatten().flatten();
         entries
-            .map(|entry| entry.file_name())
-            .any(|name| name.to_str().is_some_and(|name| name.starts_with(&prefix) && name.ends_with(".state")))
+            .filter_map(|entry| entry.file_name().into_string().ok())
+            .find_map(|name| Some(name.strip_prefix(&prefix)?.strip_suffix(".state")?.to_owned()))
     }
 
     fn console(&self, args: &mut Vec<String>, console: Option<&Path>) {
