@@ -16,6 +16,7 @@ use containerd_shim_protos::{
     protobuf::Message,
 };
 use nix::{
+    errno::Errno,
     libc,
     sys::{
         signal::{Signal, kill},
@@ -103,7 +104,11 @@ impl Shim {
         fs::create_dir_all(bundle.join("rootfs")).unwrap();
         fs::write(bundle.join("config.json"), config).unwrap();
         // containerd makes it, and Go's shim does not start without it.
-        mkfifo(&bundle.join("log"), Mode::S_IRWXU).unwrap();
+        match mkfifo(&bundle.join("log"), Mode::S_IRWXU) {
+            // A bundle in which a start has failed is used again.
+            Ok(()) | Err(Errno::EEXIST) => {}
+            Err(error) => panic!("log: {error}"),
+        }
         let log = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(bundle.join("log")).unwrap();
         let mut line = daemon.shim_command(program, id);
         let output = command::start(line.arg("start").current_dir(&bundle), Some(input)).finish(CALL);
