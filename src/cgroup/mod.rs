@@ -87,6 +87,17 @@ pub enum Error {
     Encode(#[from] protobuf::Error),
 }
 
+/// What one of the containers in a cgroup has used, as far as it is known.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Usage {
+    /// Processor time, in nanoseconds.
+    pub cpu_ns: u64,
+    /// Memory, in bytes.
+    pub memory: u64,
+    /// Processes.
+    pub pids: u64,
+}
+
 /// The host's cgroup mode, which decides the statistics message that containerd expects.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Hierarchy {
@@ -165,6 +176,20 @@ impl Cgroup {
             }
             Self::V2(directory) => {
                 any("io.containerd.cgroups.v2.Metrics", &v2::metrics(directory, &file::page_sizes()?)?)
+            }
+        }
+    }
+
+    /// The statistics of one of several containers that this cgroup is the cgroup of, in the same messages: what it used
+    /// is `usage`, what it may use is what all of them may.
+    pub fn metrics_of_one(&self, usage: &Usage) -> Result<Any, Error> {
+        self.ensure_there()?;
+        match self {
+            Self::V1(directories) => {
+                any("io.containerd.cgroups.v1.Metrics", &v1::of_one(v1::metrics(directories, &[])?, usage))
+            }
+            Self::V2(directory) => {
+                any("io.containerd.cgroups.v2.Metrics", &v2::of_one(v2::metrics(directory, &[])?, usage))
             }
         }
     }
@@ -396,6 +421,32 @@ mod tests {
             }
         };
         assert_eq!(pids, 1);
+        drop(child);
+    }
+
+    #[test]
+    fn one_of_several_has_its_own_usage_and_the_limits_of_all() {
+        let lab = Lab::new();
+        let child = lab.idle_child();
+        let usage = Usage { cpu_ns: 7_000_000, memory: 4096, pids: 3 };
+        let (whole, one) = (lab.cgroup().metrics().unwrap(), lab.cgroup().metrics_of_one(&usage).unwrap());
+        assert_eq!(one.type_url, whole.type_url);
+        let numbers = |any: &Any| match lab.cgroup() {
+            Cgroup::V1(_) => {
+                let metrics = cgroups::metrics::Metrics::parse_from_bytes(&any.value).unwrap();
+                (
+                    metrics.cpu.usage.total / 1000,
+                    metrics.memory.usage.usage,
+                    metrics.memory.usage.limit,
+                    metrics.pids.current,
+                )
+            }
+            Cgroup::V2(_) => {
+                let metrics = cgroups_v2::metrics::Metrics::parse_from_bytes(&any.value).unwrap();
+                (metrics.cpu.usage_usec, metrics.memory.usage, metrics.memory.usage_limit, metrics.pids.current)
+            }
+        };
+        assert_eq!(numbers(&one), (7000, 4096, numbers(&whole).2, 3));
         drop(child);
     }
 

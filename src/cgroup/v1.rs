@@ -13,7 +13,7 @@ use containerd_shim_protos::cgroups::metrics::{
     PidsStat, RdmaEntry, RdmaStat, Throttle,
 };
 
-use super::{Error, file, tree};
+use super::{Error, Usage, file, tree};
 
 /// cpuacct.stat counts in USER_HZ, which is 100 wherever containerd runs.
 const NANOSECONDS_PER_TICK: u64 = 1_000_000_000 / 100;
@@ -28,6 +28,21 @@ const MAX_COUNTED: usize = 1_000;
 pub(super) const OOM_CONTROL: &str = "memory.oom_control";
 
 /// What the controllers among `directories` have to tell.
+/// Of the statistics of all, those of one.
+pub(super) fn of_one(all: Metrics, usage: &Usage) -> Metrics {
+    let memory = MemoryEntry { usage: usage.memory, limit: all.memory.usage.limit, ..MemoryEntry::default() };
+    Metrics {
+        pids: Some(PidsStat { current: usage.pids, limit: all.pids.limit, ..PidsStat::default() }).into(),
+        cpu: Some(CPUStat {
+            usage: Some(CPUUsage { total: usage.cpu_ns, ..CPUUsage::default() }).into(),
+            ..CPUStat::default()
+        })
+        .into(),
+        memory: Some(MemoryStat { usage: Some(memory).into(), ..MemoryStat::default() }).into(),
+        ..Metrics::default()
+    }
+}
+
 pub(super) fn metrics(directories: &BTreeMap<String, PathBuf>, page_sizes: &[String]) -> Result<Metrics, Error> {
     let mut metrics = Metrics::new();
     let directory = |controller| directories.get(controller).map(PathBuf::as_path);

@@ -11,7 +11,7 @@ use containerd_shim_protos::cgroups_v2::metrics::{
     RdmaStat,
 };
 
-use super::{Error, file};
+use super::{Error, Usage, file};
 
 /// A limit of `max` is the greatest number, as clients of the v2 message expect.
 const NO_LIMIT: u64 = u64::MAX;
@@ -20,6 +20,17 @@ const NO_LIMIT: u64 = u64::MAX;
 pub(super) const MEMORY_EVENTS: &str = "memory.events";
 
 /// What the controllers that are enabled for `directory` have to tell.
+/// Of the statistics of all, those of one.
+pub(super) fn of_one(all: Metrics, usage: &Usage) -> Metrics {
+    Metrics {
+        pids: Some(PidsStat { current: usage.pids, limit: all.pids.limit, ..PidsStat::default() }).into(),
+        cpu: Some(CPUStat { usage_usec: usage.cpu_ns / 1000, ..CPUStat::default() }).into(),
+        memory: Some(MemoryStat { usage: usage.memory, usage_limit: all.memory.usage_limit, ..MemoryStat::default() })
+            .into(),
+        ..Metrics::default()
+    }
+}
+
 pub(super) fn metrics(directory: &Path, page_sizes: &[String]) -> Result<Metrics, Error> {
     Ok(Metrics {
         pids: pids(directory)?.into(),

@@ -95,7 +95,7 @@ impl Runtime {
         streams: ProcessStreams,
         console: Option<&Path>,
     ) -> Result<Started, RuntimeError> {
-        self.refuse_duplicate()?;
+        self.refuse_duplicate().await?;
         let work = self.restore_work();
         fs::create_dir_all(&work).map_err(|error| cannot("make", &work, &error))?;
         let mut args = restore_args(self.kind, &self.record, &self.bundle, image, &work);

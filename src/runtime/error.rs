@@ -28,6 +28,9 @@ pub enum RuntimeError {
     /// The runtime as it is installed, or what it was given, does not allow it; the words say what to do.
     #[error("{0}")]
     Unable(String),
+    /// This release of the runtime has no such command.
+    #[error("{0}")]
+    Unsupported(String),
     /// Anything else, in the runtime's own words.
     #[error("{0}")]
     Failed(String),
@@ -67,7 +70,13 @@ impl RuntimeError {
 
     /// The failure of `command` (a subcommand's name), from what its log gained since `mark`, else from its output.
     pub(super) fn of(program: &str, command: &str, output: &Output, log: &Path, mark: u64) -> Self {
-        let said = reason_in(log, mark)
+        let reason = reason_in(log, mark);
+        // Of a command that it does not know, runsc knows no more than its own usage.
+        let is_usage = |output: &[u8]| output.starts_with(b"Usage: runsc <flags> <subcommand>");
+        if reason.is_none() && (is_usage(&output.stdout) || is_usage(&output.stderr)) {
+            return Self::Unsupported(format!("this runsc has no command {command}; a newer release may have it"));
+        }
+        let said = reason
             .or_else(|| last_line(&output.stderr))
             .or_else(|| last_line(&output.stdout))
             .unwrap_or_else(|| format!("exit status {}, and not a word of why", output.exit.code));

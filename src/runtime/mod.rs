@@ -21,7 +21,7 @@ use nix::sys::inotify::AddWatchFlags;
 
 use crate::bundle::record::Record;
 use crate::bundle::{Bundle, Id};
-use crate::cgroup;
+use crate::cgroup::{self, Usage};
 use crate::fd::PathWatch;
 use crate::runtime::command::{Command, CommandError, Output, Streams};
 pub use crate::runtime::error::RuntimeError;
@@ -50,6 +50,10 @@ const LONG: Duration = Duration::from_secs(120);
 const SHORT: Duration = Duration::from_secs(10);
 /// The deadline of what ends when a container does: none (tokio's own bound is 30 years as well).
 const FOREVER: Duration = Duration::from_secs(30 * 365 * 86_400);
+/// The deadline of a signal: what does not heed it in this time is ended otherwise, within the same ten seconds of CRI's.
+const KILL: Duration = Duration::from_secs(5);
+/// Who asks for statistics waits two seconds.
+const STATS: Duration = Duration::from_secs(3);
 /// The deadline of a delete: containerd's CRI gives its whole exit handling ten seconds.
 const DELETE: Duration = Duration::from_secs(6);
 
@@ -180,7 +184,7 @@ impl Runtime {
     /// # Errors
     /// Nothing is left behind by the runtime, as far as `delete --force` can see to it.
     pub async fn create(&self, streams: ProcessStreams, console: Option<&Path>) -> Result<Started, RuntimeError> {
-        self.refuse_duplicate()?;
+        self.refuse_duplicate().await?;
         let mut args = words(&["create", "--bundle"]);
         args.extend([path(self.bundle.path()), "--pid-file".into(), path(&self.bundle.join(INIT_PID))]);
         self.console(&mut args, console);
@@ -229,7 +233,7 @@ impl Runtime {
             Target::Inner(pid) => args.extend(["--pid".into(), pid.to_string()]),
         }
         args.extend([self.name.clone(), signal.to_string()]);
-        self.ask(args).await.map(drop)
+        self.run(args, Streams::Captured, KILL).await.map(drop)
     }
 
     /// Removes the container; one that does not exist is removed. `force` kills it first.
@@ -270,8 +274,49 @@ impl Runtime {
         }
     }
 
-    /// Removes the cgroup that runsc left: after a failed create, or because a process in it was still ending.
-    async fn remove_cgroup(&self) {
+    /// Removes a state of the same id whose sandbox is dead: of a container that nobody was left to delete. Whether it did.
+    async fn remove_stale(&self) -> bool {
+        #[derive(serde::Deserialize)]
+        struct State {
+            status: String,
+        }
+        let output = self.ask(words(&["state", &self.name])).await;
+        let state = output.ok().and_then(|output| serde_json::from_slice::<State>(&output.stdout).ok());
+        let stale = state.is_some_and(|state| state.status == "stopped");
+        if stale {
+            log::warn!(name = self.name.as_str(); "removing what a dead container of this id left in runsc's root");
+        }
+        stale && self.delete(true).await.is_ok()
+    }
+
+    /// Ends the sandbox that was made for the container, and removes what is left in it. For the shim's successor, which
+    /// has no process of its own to wait for: `pid` is what the dead shim wrote down, and may be another's by now.
+    pub async fn end_sandbox(&self, pid: Option<i32>) -> Result<(), RuntimeError> {
+        if let Some(pid) = pid.filter(|pid| self.is_sandbox(*pid)) {
+            // At once: a stuck one answers no question.
+            let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL);
+        }
+        let ended = self.delete(true).await;
+        let suffix = format!("_sandbox:{}.state", self.name);
+        let files = fs::read_dir(&self.root).into_iter().flatten().flatten();
+        let names = files.filter_map(|file| Some(file.file_name().to_str()?.strip_suffix(&suffix)?.to_owned()));
+        for name in names.collect::<Vec<_>>() {
+            let guest = Self { name, record: Record { cgroup: None, ..self.record.clone() }, ..self.clone() };
+            guest.delete(true).await?;
+        }
+        ended
+    }
+
+    /// Whether this process is the container's own sandbox: by its arguments, of which runsc puts the name last.
+    fn is_sandbox(&self, pid: i32) -> bool {
+        let arguments = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        let mut arguments = arguments.split(|byte| *byte == 0).filter(|argument| !argument.is_empty());
+        arguments.next() == Some(b"runsc-sandbox") && arguments.next_back() == Some(self.name.as_bytes())
+    }
+
+    /// Removes the cgroup that runsc left: after a failed create, or because a process in it was still ending. That of a
+    /// guest never has a process in it, and would keep runsc from removing the one around it with the sandbox.
+    pub async fn remove_cgroup(&self) {
         let Some(cgroup) = &self.record.cgroup else { return };
         let mut left = Ok(());
         for pause in LAST_PROCESSES_MS {
@@ -441,6 +486,14 @@ impl Runtime {
         updated.map(drop)
     }
 
+    /// What the container has used, as gVisor accounts for it: for one of several in a sandbox. Processor time is the
+    /// sandbox's on the host, divided; memory is divided too, but by releases of 2022, which tell all of the sandbox's.
+    pub async fn usage(&self) -> Result<Usage, RuntimeError> {
+        let output = self.run(words(&["events", "--stats", &self.name]), Streams::Captured, STATS).await?;
+        usage(&output.stdout)
+            .ok_or_else(|| RuntimeError::Failed(format!("{} events printed no statistics", self.program)))
+    }
+
     /// The pids of the container's processes, as seen inside a gVisor sandbox.
     pub async fn inner_pids(&self) -> Result<Vec<u32>, RuntimeError> {
         let output = self.ask(vec!["ps".into(), "--format".into(), "json".into(), self.name.clone()]).await?;
@@ -451,8 +504,8 @@ impl Runtime {
     }
 
     /// A second create of the same id would destroy the first one's state in runsc; runc refuses it.
-    fn refuse_duplicate(&self) -> Result<(), RuntimeError> {
-        if self.kind == Kind::Runc || !self.has_state() {
+    async fn refuse_duplicate(&self) -> Result<(), RuntimeError> {
+        if self.kind == Kind::Runc || !self.has_state() || self.remove_stale().await {
             return Ok(());
         }
         let root = self.root.display();
@@ -513,6 +566,19 @@ fn resolved(exit: Exit) -> Claim {
     let (tell, claim) = tokio::sync::oneshot::channel();
     let _ = tell.send(exit);
     claim
+}
+
+/// The figures in what `runsc events --stats` prints.
+fn usage(printed: &[u8]) -> Option<Usage> {
+    let event: serde_json::Value = serde_json::from_slice(printed).ok()?;
+    let data = event.get("data")?;
+    // A figure that is zero may be left out.
+    let figure = |path: &str| data.pointer(path).and_then(serde_json::Value::as_u64).unwrap_or_default();
+    Some(Usage {
+        cpu_ns: figure("/cpu/usage/total"),
+        memory: figure("/memory/usage/usage"),
+        pids: figure("/pids/current"),
+    })
 }
 
 fn words(words: &[&str]) -> Vec<String> {

@@ -3,6 +3,7 @@
 //! Owns: the arguments that follow from it, its log lines, and whether a later container fits in. Decides nothing
 //! itself. Called by `start`, the task service, `delete` and `explain`.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::path::PathBuf;
 
@@ -10,7 +11,7 @@ use log::Level;
 use serde::{Deserialize, Serialize};
 
 use super::{GpuEvidence, Refusal, Workload};
-use crate::config::{CheckpointWorkloads, ContainerRuntime, Platform};
+use crate::config::{CheckpointWorkloads, ContainerRuntime, Platform, quote};
 
 /// What a pod gets, and why.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -25,6 +26,9 @@ pub struct Decision {
     pub runtime: Runtime,
     /// Why it is runc in gVisor's stead.
     pub moved: Option<Moved>,
+    /// The annotations that count for this pod, with the pod's own words.
+    #[serde(default)]
+    pub heeded: BTreeMap<String, Option<String>>,
     /// The pod itself wants no GPU, whatever its containers ask for.
     pub gpu_forgone: bool,
     /// How it came to this, in order.
@@ -170,8 +174,21 @@ impl Decision {
         }
     }
 
-    /// Whether a later container of the pod gets what it asks for.
-    pub fn admit(&self, container: &Workload) -> Result<(), Refusal> {
+    /// Whether a later container of the pod gets what it asks for, by its spec and by its own annotations. Those of its
+    /// pod, which engines repeat on each container, are answered already.
+    pub fn admit(&self, container: &Workload, annotations: &BTreeMap<String, String>) -> Result<(), Refusal> {
+        for (key, pods) in &self.heeded {
+            match annotations.get(key) {
+                Some(own) if Some(own) != pods.as_ref() && !self.gives(key, own) => {
+                    return Err(Refusal::NotThePods {
+                        annotation: key.clone(),
+                        value: quote(own).to_string(),
+                        runtime: self.runtime.kind(),
+                    });
+                }
+                _ => {}
+            }
+        }
         match (&self.runtime, container.gpu.first()) {
             (Runtime::Gvisor(gvisor), Some(evidence)) if !gvisor.nvproxy && !self.gpu_forgone => {
                 Err(Refusal::GpuWithoutNvproxy(evidence.clone()))
@@ -187,6 +204,22 @@ impl Decision {
                 Err(Refusal::CheckpointElsewhere(*checkpoints))
             }
             Runtime::Gvisor(_) | Runtime::Runc { .. } => Ok(()),
+        }
+    }
+
+    /// Whether the pod has already what an annotation asks for.
+    fn gives(&self, key: &str, value: &str) -> bool {
+        let gvisor = match &self.runtime {
+            Runtime::Gvisor(gvisor) => Some(gvisor),
+            Runtime::Runc { .. } => None,
+        };
+        match key {
+            super::POOL => self.pool.as_deref() == Some(value),
+            super::CONTAINER_RUNTIME => self.runtime.kind().to_string() == value,
+            super::GVISOR_PLATFORM => gvisor.is_none_or(|gvisor| gvisor.platform.word() == value),
+            super::NVPROXY => gvisor.is_none_or(|gvisor| gvisor.nvproxy.to_string() == value),
+            super::DEBUG => gvisor.is_none_or(|gvisor| gvisor.debug.to_string() == value),
+            _ => value == "false",
         }
     }
 

@@ -186,6 +186,19 @@ pub enum Refusal {
          shim.kvmUnavailable: systrap"
     )]
     KvmUnavailable(String),
+    /// A later container wants what its pod does not have.
+    #[error(
+        "annotation {annotation}: {value} is refused for a container of a pod that runs otherwise, with {runtime}: the \
+         pod's first container decides for all of them; put the annotation on the pod, or remove it"
+    )]
+    NotThePods {
+        /// Its key.
+        annotation: String,
+        /// Its value, quoted.
+        value: String,
+        /// What runs the pod.
+        runtime: ContainerRuntime,
+    },
     /// A later container wants what its sandbox was started without.
     #[error(
         "the container asks for a GPU ({0}), and its pod's gVisor sandbox was started without nvproxy; set gpuType on \
@@ -283,6 +296,7 @@ pub fn plan(
         initial: asked,
         runtime,
         moved,
+        heeded: heeded(pool.policies.annotations, pinned_pool.is_some(), annotations),
         gpu_forgone: wishes.nvproxy == Some(false),
         reasons: case.reasons,
         warnings: case.warnings,
@@ -362,6 +376,20 @@ impl Plan {
         }
         Ok(decision)
     }
+}
+
+/// The annotations that count where this policy holds, with what this pod says.
+fn heeded(
+    policy: Annotations,
+    pinned: bool,
+    annotations: &BTreeMap<String, String>,
+) -> BTreeMap<String, Option<String>> {
+    let wishes: &[&str] = match policy {
+        Annotations::Ignore => &[],
+        Annotations::Tighten | Annotations::Trust => &[CONTAINER_RUNTIME, GVISOR_PLATFORM, NVPROXY, CHECKPOINT, DEBUG],
+    };
+    let pool = (!pinned).then_some(POOL);
+    wishes.iter().copied().chain(pool).map(|key| (key.to_owned(), annotations.get(key).cloned())).collect()
 }
 
 /// The date in a runsc's version, which is how gVisor counts: `release-20240729.0`, Debian's `0.0~20221219.0`.

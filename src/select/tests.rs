@@ -341,12 +341,18 @@ fn a_later_container_gets_a_gpu_only_where_the_sandbox_has_nvproxy() {
     let decided = |pool, annotations| {
         decide(&config(""), Some(pool), &annotated(annotations), &Workload::default(), &full()).unwrap()
     };
-    assert_eq!(decided("gpu", "").admit(&device()), Ok(()));
-    assert_eq!(decided("plain", "").admit(&device()), Ok(()));
-    assert_eq!(decided("secure", "").admit(&Workload::default()), Ok(()));
-    assert!(decided("secure", "").admit(&device()).unwrap_err().to_string().contains("started without nvproxy"));
+    assert_eq!(decided("gpu", "").admit(&device(), &BTreeMap::new()), Ok(()));
+    assert_eq!(decided("plain", "").admit(&device(), &BTreeMap::new()), Ok(()));
+    assert_eq!(decided("secure", "").admit(&Workload::default(), &BTreeMap::new()), Ok(()));
+    assert!(
+        decided("secure", "")
+            .admit(&device(), &BTreeMap::new())
+            .unwrap_err()
+            .to_string()
+            .contains("started without nvproxy")
+    );
     // Who forgoes the GPU has its devices cleared instead.
-    assert_eq!(decided("gpu", "nvproxy=false").admit(&device()), Ok(()));
+    assert_eq!(decided("gpu", "nvproxy=false").admit(&device(), &BTreeMap::new()), Ok(()));
 }
 
 #[test]
@@ -546,4 +552,35 @@ fn a_runsc_counts_its_releases_by_date() {
     ] {
         assert_eq!(super::release(version), expected, "{version}");
     }
+}
+
+#[test]
+fn a_later_container_gets_its_pods_decision_or_none() {
+    let admitted = |shim: &str, pool: &str, pods: &str, own: &str| {
+        let decision = decide(&config(shim), Some(pool), &annotated(pods), &Workload::default(), &full()).unwrap();
+        decision.admit(&Workload::default(), &annotated(own)).map_err(|refusal| refusal.to_string())
+    };
+    for (pool, pods, own) in [
+        ("secure", "", ""),
+        ("secure", "", "container-runtime=gvisor"),
+        ("secure", "", "gvisor-platform=systrap"),
+        ("secure", "", "nvproxy=false debug=false checkpoint=false"),
+        ("plain", "container-runtime=gvisor", "container-runtime=gvisor"),
+        ("plain", "container-runtime=gvisor gvisor-platform=kvm", "gvisor-platform=kvm"),
+        ("plain", "", "container-runtime=runc"),
+    ] {
+        assert_eq!(admitted("", pool, pods, own), Ok(()), "{pool} {pods} {own}");
+    }
+    for (pool, pods, own) in [
+        ("secure", "", "container-runtime=runc"),
+        ("secure", "", "gvisor-platform=ptrace"),
+        ("secure", "", "nvproxy=true"),
+        ("secure", "", "container-runtime=nonsense"),
+        ("plain", "", "container-runtime=gvisor"),
+        ("plain", "container-runtime=gvisor", "container-runtime=runc"),
+    ] {
+        let refusal = admitted("", pool, pods, own).unwrap_err();
+        assert!(refusal.contains("first container decides"), "{refusal}");
+    }
+    assert_eq!(admitted("annotations: ignore", "secure", "", "container-runtime=runc"), Ok(()));
 }

@@ -89,7 +89,11 @@ async fn remove(record: Record, bundle: &Bundle, id: &Id) -> io::Result<()> {
     let removal = async {
         let turn =
             if runtime.is_gvisor() { tokio::time::timeout(TURN, turn(bundle)).await.ok().flatten() } else { None };
-        let removed = runtime.delete(true).await;
+        // A guest goes alone: for its sandbox there is a call of its own.
+        let removed = match runtime.is_gvisor() && !runtime.is_in_sandbox() {
+            true => runtime.end_sandbox(bundle.pid(INIT_PID)).await,
+            false => runtime.delete(true).await,
+        };
         drop(turn);
         removed
     };

@@ -316,7 +316,7 @@ impl Container {
             Request::Resume { reply } => self.enqueue(Command::Pause(false, reply)),
             Request::Update { resources, reply } => self.enqueue(Command::Update(resources, reply)),
             Request::Checkpoint { checkpoint, reply } => self.enqueue(Command::Checkpoint(checkpoint, reply)),
-            Request::Stats { reply } => drop(reply.send(self.stats())),
+            Request::Stats { reply } => self.stats(reply),
         }
     }
 
@@ -662,6 +662,10 @@ impl Container {
                 Report::Swept
             });
         }
+        if self.place.is_guest() {
+            let runtime = self.runtime.clone();
+            tokio::spawn(async move { runtime.remove_cgroup().await });
+        }
         if let Place::Host(host) = &mut self.place {
             if let Some(panic) = self.runtime.panic() {
                 log::error!(container_id = self.id.as_str(), panic = panic.as_str(); "the gVisor sandbox broke");
@@ -940,9 +944,19 @@ impl Container {
         });
     }
 
-    fn stats(&self) -> Result<Any, TaskError> {
-        let gone = || TaskError::NotFound(format!("container {} has no cgroup", self.id));
-        Ok(self.cgroup.as_ref().ok_or_else(gone)?.metrics()?)
+    /// A guest's cgroup is its sandbox's: what it used itself, the sandbox knows.
+    fn stats(&self, reply: Reply<Any>) {
+        let Some(cgroup) = self.cgroup.clone() else {
+            return drop(reply.send(Err(TaskError::NotFound(format!("container {} has no cgroup", self.id)))));
+        };
+        if !self.place.is_guest() {
+            return drop(reply.send(cgroup.metrics().map_err(TaskError::from)));
+        }
+        let runtime = self.runtime.clone();
+        tokio::spawn(async move {
+            let usage = runtime.usage().await.map_err(TaskError::from);
+            let _ = reply.send(usage.and_then(|usage| Ok(cgroup.metrics_of_one(&usage)?)));
+        });
     }
 
     fn pids(&mut self, reply: Reply<Vec<(u32, Option<Id>)>>) {

@@ -83,7 +83,7 @@ pub(super) async fn create(
     let annotations = spec.annotations();
     let options = HandlerOptions::decode(request.options.as_ref())?;
     let decided = pod.get_or_try_init(|| decide(shim, id, &options, &spec, &annotations, &workload)).await?;
-    decided.decision.admit(&workload)?;
+    decided.decision.admit(&workload, &annotations)?;
 
     let guest = guest(&decided.decision, &annotations, sandbox)?;
     let mut record = decided.record.clone();

@@ -76,6 +76,7 @@ impl TaskError {
             }
             Self::Invalid(_) | Self::Config(_) | Self::Bundle(_) => Code::INVALID_ARGUMENT,
             Self::Ending => Code::UNAVAILABLE,
+            Self::Runtime(RuntimeError::Unsupported(_)) => Code::UNIMPLEMENTED,
             Self::Runtime(RuntimeError::Command(CommandError::Deadline { .. })) => Code::DEADLINE_EXCEEDED,
             Self::Mount(_) | Self::Stdio(_) | Self::Cgroup(_) | Self::Runtime(_) => Code::UNKNOWN,
         }

@@ -3,8 +3,12 @@
 use std::{fs, sync::Arc};
 
 use containerd_shim_protos::api::{
-    CreateTaskResponse, DeleteRequest, DeleteResponse, Empty, KillRequest, StartRequest, StartResponse, WaitRequest,
-    WaitResponse,
+    CreateTaskResponse, DeleteRequest, DeleteResponse, Empty, KillRequest, StartRequest, StartResponse, StatsRequest,
+    StatsResponse, UpdateTaskRequest, WaitRequest, WaitResponse,
+};
+use containerd_shim_protos::{
+    cgroups, cgroups_v2,
+    protobuf::{Message, MessageField, well_known_types::any::Any},
 };
 use nix::{
     sys::signal::{Signal, kill},
@@ -16,7 +20,7 @@ use super::Scenario;
 use crate::{
     case::RuntimeCase,
     lab::{
-        Lab, bundle,
+        Lab, PATIENCE, bundle,
         container::Container,
         daemon::Daemon,
         eventually,
@@ -40,6 +44,13 @@ pub const SCENARIOS: &[Scenario] = &[
     ("in a pod, a container has a terminal", terminal),
     ("in a pod, containers share /dev/shm and emptyDirs of both media, and a hint reaches nothing else", volumes),
     ("in a pod that runs out of memory, each container is told of it, and then ends with 137", out_of_memory),
+    ("in a pod, a container whose annotations want another runtime than the pod's is refused", other_runtime),
+    ("in a pod, statistics are each container's own, and what runsc cannot do is said so", figures),
+    ("in a pod, a stuck sandbox is ended by the kill of a container that it does not answer to", stuck),
+    ("in a pod whose shim is killed, nothing is left, were its sandbox stuck or not", lost_shim),
+    ("in a pod, a container that is cleaned up by hand goes alone", cleaned_up),
+    ("what a dead container left in runsc's root is no hindrance to a new one of its id", stale),
+    ("a pool with debug has runsc's debug log in its root", debug_log),
     ("ids that are the beginning of each other are not mixed up", prefixes),
     ("a sandbox that cannot start says why", reason),
     ("a create that fails leaves no state and no cgroup, and the id is free", failed_create),
@@ -140,6 +151,7 @@ impl<'a> Pod<'a> {
 const SIGKILL: u32 = 9;
 const SIGTERM: u32 = 15;
 const FAILED_PRECONDITION: i32 = 9;
+const UNIMPLEMENTED: i32 = 12;
 
 /// A pod whose shim the test calls itself, in containerd's place, for states that clients pass through without a stop.
 struct Direct<'a> {
@@ -587,4 +599,130 @@ fn reason(lab: &Lab, case: &RuntimeCase) {
     spec["process"]["capabilities"]["bounding"] = json!(["CAP_FLY"]);
     container.try_spec(case, &spec, &lab.dir("spec").join("spec.json")).failure(&["CAP_FLY"]);
     daemon.ctr_attempt(&["containers", "delete", container.id()]);
+}
+
+fn other_runtime(lab: &Lab, case: &RuntimeCase) {
+    let pod = Pod::start(lab, case);
+    for (annotation, value) in [("container-runtime", "runc"), ("gvisor-platform", "kvm"), ("nvproxy", "true")] {
+        let container = pod.container("other");
+        let mut spec = pod.spec(&container, &["true"]);
+        spec["annotations"][format!("run.beam.cloud/{annotation}")] = value.into();
+        container.try_spec(case, &spec, &pod.file()).failure(&[annotation, value, "first container decides"]);
+    }
+    pod.end();
+}
+
+fn figures(lab: &Lab, case: &RuntimeCase) {
+    let direct = Direct::start(lab, case);
+    let busy = direct.create("busy", &["sh", "-c", "while :; do :; done"]);
+    let idle = direct.create("idle", &["sleep", "1000"]);
+    [&busy, &idle].iter().for_each(|id| drop(direct.start_container(id).unwrap()));
+    let cpu = |id: &str| {
+        let request = StatsRequest { id: id.into(), ..StatsRequest::default() };
+        let any = direct.shim.call::<StatsResponse>("Stats", &request).unwrap().stats.unwrap();
+        if any.type_url == "io.containerd.cgroups.v1.Metrics" {
+            let metrics = cgroups::metrics::Metrics::parse_from_bytes(&any.value).unwrap();
+            assert!(metrics.memory.usage.usage > 0 && metrics.pids.current > 0, "{metrics:?}");
+            metrics.cpu.usage.total
+        } else {
+            let metrics = cgroups_v2::metrics::Metrics::parse_from_bytes(&any.value).unwrap();
+            assert!(metrics.memory.usage > 0 && metrics.pids.current > 0, "{metrics:?}");
+            metrics.cpu.usage_usec
+        }
+    };
+    eventually("the busy one's share", || (cpu(&busy) > 2 * cpu(&idle)).then_some(()));
+    // The sandbox's own figures are those of all.
+    assert!(cpu(direct.shim.id()) > 0);
+    let resources = Any { value: br#"{"memory": {"limit": 1000000000}}"#.to_vec(), ..Any::default() };
+    let update = UpdateTaskRequest {
+        id: busy.clone(),
+        resources: MessageField::some(resources),
+        ..UpdateTaskRequest::default()
+    };
+    let refused = direct.shim.call::<Empty>("Update", &update).unwrap_err();
+    assert_eq!(refused.code, UNIMPLEMENTED, "{refused:?}");
+    for id in [&busy, &idle] {
+        direct.kill(id, SIGKILL).unwrap();
+        assert_eq!(direct.wait(id), 137);
+        direct.delete(id);
+    }
+    direct.end();
+}
+
+fn stuck(lab: &Lab, case: &RuntimeCase) {
+    let pod = Pod::start(lab, case);
+    let guest = pod.detach("a", &["sleep", "1000"]);
+    kill(Pid::from_raw(pod.sandbox.pid()), Signal::SIGSTOP).unwrap();
+    guest.kill("SIGKILL").success();
+    for container in [&guest, &pod.sandbox] {
+        assert_eq!(container.exit_status(), 137);
+        container.remove();
+    }
+    pod.assert_gone();
+
+    let pod = Pod::start(lab, case);
+    kill(Pid::from_raw(pod.sandbox.pid()), Signal::SIGSTOP).unwrap();
+    pod.end();
+}
+
+fn lost_shim(lab: &Lab, case: &RuntimeCase) {
+    for stuck in [false, true] {
+        let pod = Pod::start(lab, case);
+        let guest = pod.detach("a", &["sleep", "1000"]);
+        if stuck {
+            kill(Pid::from_raw(pod.sandbox.pid()), Signal::SIGSTOP).unwrap();
+        }
+        kill(Pid::from_raw(pod.sandbox.shim().pid), Signal::SIGKILL).unwrap();
+        for container in [&guest, &pod.sandbox] {
+            assert_eq!(container.exit_status(), 137);
+            container.task("delete", &["--force"]);
+            eventually("the end of the task", || container.state().is_none().then_some(()));
+            pod.daemon.ctr(&["containers", "delete", container.id()]).success();
+        }
+        pod.assert_gone();
+    }
+}
+
+fn cleaned_up(lab: &Lab, case: &RuntimeCase) {
+    let direct = Direct::start(lab, case);
+    let [first, second] = ["first", "second"].map(|name| direct.create(name, &["sleep", "1000"]));
+    [&first, &second].iter().for_each(|id| drop(direct.start_container(id).unwrap()));
+    let bundle = direct.shim.bundle().with_file_name(&first);
+    let mut line = direct.daemon.shim_command("containerd-shim-beta9-v2", &first);
+    crate::lab::command::start(line.arg("delete").current_dir(&bundle), Some(b"")).finish(PATIENCE).success();
+    assert_eq!(direct.wait(&first), 137);
+    direct.delete(&first);
+    // The other one is there still.
+    direct.kill(&second, SIGKILL).unwrap();
+    assert_eq!(direct.wait(&second), 137);
+    direct.delete(&second);
+    direct.end();
+}
+
+fn stale(lab: &Lab, case: &RuntimeCase) {
+    let direct = Direct::start(lab, case);
+    let id = direct.shim.id().to_owned();
+    let spec = fs::read(direct.shim.bundle().join("config.json")).unwrap();
+    let sandbox: i32 = fs::read_to_string(direct.shim.bundle().join("init.pid")).unwrap().trim().parse().unwrap();
+    for pid in [direct.daemon.shim(&id).unwrap().pid, sandbox] {
+        kill(Pid::from_raw(pid), Signal::SIGKILL).unwrap();
+        eventually("its end", || Process::find(pid).is_none_or(|process| !process.is_alive()).then_some(()));
+    }
+    let shim = Shim::start(&direct.daemon, &id, &lab.dir("bundles"), &spec).unwrap();
+    shim.call::<CreateTaskResponse>("Create", &shim.create_request()).unwrap();
+    let again = Direct { lab, daemon: Arc::clone(&direct.daemon), shim };
+    again.start_container(&id).unwrap();
+    again.end();
+}
+
+fn debug_log(lab: &Lab, case: &RuntimeCase) {
+    let (root, file) = (format!("/run/{}", lab.id("gvisor-debug")), lab.dir("config").join("debug.yaml"));
+    let config = format!("debug: true, gvisorRoot: {root}, gvisorPlatform:");
+    fs::write(&file, case.config().replace("gvisorPlatform:", &config)).unwrap();
+    let daemon = lab.daemon(case.daemon());
+    lab.container(&daemon, "debug").run(&case.configured_by(Some(&file)), &[], &["true"]).success();
+    let log = fs::read_to_string(format!("{root}/debug.log")).unwrap();
+    // Debian's older one begins it anew with each command.
+    assert!(log.contains(&format!("Args: [runsc --root {root}/")), "{}", log.lines().take(5).collect::<String>());
+    fs::remove_dir_all(root).unwrap();
 }
