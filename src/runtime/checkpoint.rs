@@ -10,7 +10,6 @@ use std::time::Duration;
 
 use super::{INIT_PID, Kind, ProcessStreams, Runtime, RuntimeError, Started, USER_LOG, path, probe, words};
 use crate::bundle::Bundle;
-use crate::bundle::record::Record;
 
 /// Taking a checkpoint or restoring from one: all of a container's memory goes to a disk or comes from it. At 100 MB a
 /// second this is enough for 60 GB.
@@ -98,7 +97,7 @@ impl Runtime {
         self.refuse_duplicate().await?;
         let work = self.restore_work();
         fs::create_dir_all(&work).map_err(|error| cannot("make", &work, &error))?;
-        let mut args = restore_args(self.kind, &self.record, &self.bundle, image, &work);
+        let mut args = restore_args(self.kind, self.record.no_pivot_root, &self.bundle, image, &work);
         if self.keeps_user_log() {
             args.extend(["--user-log".into(), path(&self.bundle.join(USER_LOG))]);
         }
@@ -220,13 +219,13 @@ fn checkpoint_args(kind: Kind, checkpoint: &Checkpoint, work: &Path, name: &str)
 }
 
 /// Without the console socket and the container's name, which end the line.
-fn restore_args(kind: Kind, record: &Record, bundle: &Bundle, image: &Path, work: &Path) -> Vec<String> {
+fn restore_args(kind: Kind, no_pivot: bool, bundle: &Bundle, image: &Path, work: &Path) -> Vec<String> {
     let mut args = words(&["restore", "--detach", "--image-path"]);
     args.extend([path(image), "--pid-file".into(), path(&bundle.join(INIT_PID))]);
     args.extend(["--bundle".into(), path(bundle.path())]);
     if kind == Kind::Runc {
         args.extend(["--work-path".into(), path(work), "--no-subreaper".into()]);
-        args.extend(record.no_pivot_root.then(|| "--no-pivot".into()));
+        args.extend(no_pivot.then(|| "--no-pivot".into()));
     }
     args
 }
@@ -300,6 +299,21 @@ mod tests {
             let line = checkpoint_args(kind, &checkpoint, Path::new("/w"), "c1").join(" ");
             let flags = if flags.is_empty() { String::new() } else { format!("{flags} ") };
             assert_eq!(line, format!("checkpoint --image-path /i {work}{flags}c1"));
+        }
+    }
+
+    #[test]
+    fn a_restore_names_image_and_bundle_and_what_its_runtime_knows() {
+        let table = [
+            (Kind::Runc, false, " --work-path /w --no-subreaper"),
+            (Kind::Runc, true, " --work-path /w --no-subreaper --no-pivot"),
+            (Kind::Runsc, false, ""),
+            (Kind::Runsc, true, ""),
+        ];
+        for (kind, no_pivot, flags) in table {
+            let line =
+                restore_args(kind, no_pivot, &Bundle::at(Path::new("/b")), Path::new("/i"), Path::new("/w")).join(" ");
+            assert_eq!(line, format!("restore --detach --image-path /i --pid-file /b/init.pid --bundle /b{flags}"));
         }
     }
 
