@@ -25,6 +25,9 @@ use crate::stdio::{ConsoleSocket, Origin, Stdio, StreamNames};
 /// How long a checkpoint may go on when its container has ended, and how long a container when its checkpoint has.
 const AFTERWARDS: Duration = Duration::from_secs(5);
 const OPTIONS: &str = "containerd.runc.v1.CheckpointOptions";
+/// What clients of containerd 1 make of the same where the runtime's type is not runc's own; its two paths have each
+/// other's numbers.
+const OLD_OPTIONS: &str = "containerd.linux.runc.CheckpointOptions";
 
 /// How a container that comes from a checkpoint is started.
 #[derive(Clone, Debug)]
@@ -71,12 +74,17 @@ fn options(any: Option<&Any>) -> Result<oci::CheckpointOptions, TaskError> {
     let Some(any) = any.filter(|any| !(any.type_url.is_empty() && any.value.is_empty())) else {
         return Ok(oci::CheckpointOptions::default());
     };
-    if any.type_url.rsplit('/').next() != Some(OPTIONS) {
+    let name = any.type_url.rsplit('/').next().unwrap_or_default();
+    if ![OPTIONS, OLD_OPTIONS].contains(&name) {
         let found = quote(&any.type_url);
         return Err(TaskError::Invalid(format!("a checkpoint's options are of type {OPTIONS}, not {found}")));
     }
-    oci::CheckpointOptions::parse_from_bytes(&any.value)
-        .map_err(|error| TaskError::Invalid(format!("{OPTIONS} is malformed: {error}")))
+    let mut options = oci::CheckpointOptions::parse_from_bytes(&any.value)
+        .map_err(|error| TaskError::Invalid(format!("{name} is malformed: {error}")))?;
+    if name == OLD_OPTIONS {
+        std::mem::swap(&mut options.image_path, &mut options.work_path);
+    }
+    Ok(options)
 }
 
 /// A directory that containerd names; the shim's own working directory is nobody's business.
@@ -217,6 +225,16 @@ mod tests {
         assert_eq!(checkpoint, Checkpoint { image: "/images".into(), exit: true, criu });
         let checkpoint = requested(&request("", Some((&format!("types.containerd.io/{OPTIONS}"), options)))).unwrap();
         assert_eq!(checkpoint.image, Path::new("/other"));
+
+        let swapped = oci::CheckpointOptions {
+            image_path: "/work".into(),
+            work_path: "/images".into(),
+            exit: true,
+            ..oci::CheckpointOptions::default()
+        };
+        let checkpoint = requested(&request("", Some((OLD_OPTIONS, swapped)))).unwrap();
+        let criu = Criu { work: "/work".into(), ..Criu::default() };
+        assert_eq!(checkpoint, Checkpoint { image: "/images".into(), exit: true, criu });
     }
 
     #[test]
