@@ -130,7 +130,7 @@ impl Request {
                     }
                     ("runsc", version) => {
                         let (version, nvproxy) = (version.to_owned(), is_new_enough(version));
-                        request.assumed.runsc = Some(RunscFact::Found { version, nvproxy });
+                        request.assumed.runsc = Some(RunscFact::Found { version, nvproxy, capabilities: nvproxy });
                     }
                     ("runsc-nvproxy", value) => runsc_knows_nvproxy = Some(truth("runsc-nvproxy", value)?),
                     ("kvm", value) => {
@@ -151,7 +151,7 @@ impl Request {
             }
         }
         if let Some(knows) = runsc_knows_nvproxy {
-            let assumed = || RunscFact::Found { version: "present".into(), nvproxy: knows };
+            let assumed = || RunscFact::Found { version: "present".into(), nvproxy: knows, capabilities: knows };
             if let RunscFact::Found { nvproxy, .. } = request.assumed.runsc.get_or_insert_with(assumed) {
                 *nvproxy = knows;
             }

@@ -38,7 +38,7 @@ pub async fn facts(needs: &Needs, runsc: &str, reaper: &Reaper) -> HostFacts {
     let mut facts = HostFacts::default();
     if needs.runsc {
         facts.runsc = Some(match ask_runsc(runsc, reaper).await {
-            Ok(Answer { version, nvproxy, .. }) => RunscFact::Found { version, nvproxy },
+            Ok(Answer { version, nvproxy, capabilities, .. }) => RunscFact::Found { version, nvproxy, capabilities },
             Err(tried) => RunscFact::Missing { tried },
         });
     }
@@ -70,6 +70,8 @@ struct Answer {
     changed_ns: i64,
     version: String,
     nvproxy: bool,
+    /// It knows the flag that limits what a driver may be used for.
+    capabilities: bool,
     restores_in_place: bool,
 }
 
@@ -108,11 +110,13 @@ async fn ask_runsc(program: &str, reaper: &Reaper) -> Result<Answer, String> {
     let said = ask("--version").await?;
     let version =
         version(&said).ok_or_else(|| format!("{shown} --version said {:?}, which is not runsc", first_line(&said)))?;
+    let flags = ask("flags").await?;
     let answer = Answer {
         size: file.size(),
         changed_s: file.mtime(),
         changed_ns: file.mtime_nsec(),
-        nvproxy: knows_flag(&ask("flags").await?, "nvproxy"),
+        nvproxy: knows_flag(&flags, "nvproxy"),
+        capabilities: knows_flag(&flags, "nvproxy-allowed-driver-capabilities"),
         restores_in_place: knows_flag(&ask("help restore").await?, "direct"),
         version,
         path: path.clone(),
@@ -224,6 +228,7 @@ mod tests {
             changed_ns: file.mtime_nsec(),
             version: "1".into(),
             nvproxy: true,
+            capabilities: true,
             restores_in_place: true,
         };
         assert!(answer.is_about(&path, &file));

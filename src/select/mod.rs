@@ -48,6 +48,9 @@ pub const CHECKPOINT: &str = "run.beam.cloud/checkpoint";
 /// Asks for, or forgoes, runsc's debug log.
 pub const DEBUG: &str = "run.beam.cloud/debug";
 
+/// runsc's flag that limits what NVIDIA's driver may be used for.
+const CAPABILITIES: &str = "--nvproxy-allowed-driver-capabilities";
+
 /// Which facts of the host a plan depends on.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Needs {
@@ -84,6 +87,8 @@ pub enum RunscFact {
         version: String,
         /// It knows the flag `--nvproxy`.
         nvproxy: bool,
+        /// It knows the flag `--nvproxy-allowed-driver-capabilities`, which came later.
+        capabilities: bool,
     },
 }
 
@@ -171,6 +176,15 @@ pub enum Refusal {
     NvproxyUnknown {
         /// What asked.
         evidence: GpuEvidence,
+        /// What this runsc calls itself.
+        version: String,
+    },
+    /// A GPU, and a runsc that cannot limit what it is used for.
+    #[error(
+        "what a GPU in gVisor may be used for is limited (shim.nvproxyDriverCapabilities), and runsc {version} knows no \
+         such limit; install a newer runsc, or remove the setting"
+    )]
+    CapabilitiesUnknown {
         /// What this runsc calls itself.
         version: String,
     },
@@ -276,7 +290,7 @@ pub fn plan(
     } else {
         let mut flags = config.runsc_flags.clone();
         if let (Some(_), Some(names)) = (&gpu, &config.nvproxy_driver_capabilities) {
-            flags.insert(0, format!("--nvproxy-allowed-driver-capabilities={}", names.join(",")));
+            flags.insert(0, format!("{CAPABILITIES}={}", names.join(",")));
         }
         Runtime::Gvisor(Gvisor {
             binary: config.runsc.clone(),
@@ -337,8 +351,8 @@ impl Plan {
         let Runtime::Gvisor(gvisor) = &mut decision.runtime else {
             return Ok(decision);
         };
-        let (version, knows_nvproxy) = match &host.runsc {
-            Some(RunscFact::Found { version, nvproxy }) => (version, *nvproxy),
+        let (version, knows_nvproxy, knows_capabilities) = match &host.runsc {
+            Some(RunscFact::Found { version, nvproxy, capabilities }) => (version, *nvproxy, *capabilities),
             missing => {
                 let tried = match missing {
                     Some(RunscFact::Missing { tried }) => tried.clone(),
@@ -358,6 +372,9 @@ impl Plan {
         if let Some(evidence) = gpu {
             if !knows_nvproxy {
                 return Err(Refusal::NvproxyUnknown { evidence, version: quote(version).bare().to_string() });
+            }
+            if !knows_capabilities && gvisor.flags.iter().any(|flag| flag.starts_with(CAPABILITIES)) {
+                return Err(Refusal::CapabilitiesUnknown { version: quote(version).bare().to_string() });
             }
             if host.nvidia_driver != Some(true) {
                 return Err(Refusal::NoDriver(evidence));

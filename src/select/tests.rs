@@ -34,7 +34,7 @@ fn annotated(pairs: &str) -> BTreeMap<String, String> {
 }
 
 fn full() -> HostFacts {
-    let runsc = RunscFact::Found { version: "20260601".into(), nvproxy: true };
+    let runsc = RunscFact::Found { version: "20260601".into(), nvproxy: true, capabilities: true };
     HostFacts { runsc: Some(runsc), kvm: Some(Ok(())), nvidia_driver: Some(true) }
 }
 
@@ -188,7 +188,7 @@ fn gpu_workloads_follow_their_policy() {
 #[test]
 fn what_the_host_lacks_is_an_error_or_the_policys_fallback() {
     let missing = RunscFact::Missing { tried: "runsc: not in PATH".into() };
-    let old = RunscFact::Found { version: "20221219".into(), nvproxy: false };
+    let old = RunscFact::Found { version: "20221219".into(), nvproxy: false, capabilities: false };
     let no_runsc = HostFacts { runsc: Some(missing), ..full() };
     let old_runsc = HostFacts { runsc: Some(old), ..full() };
     let no_driver = HostFacts { nvidia_driver: Some(false), ..full() };
@@ -255,7 +255,7 @@ fn what_a_tenant_wrote_is_short_and_escaped_in_every_message() {
         let mut annotations = BTreeMap::from([(key.to_owned(), hostile.clone())]);
         annotations.insert(format!("cdi.k8s.io/{hostile}"), String::new());
         let host = HostFacts {
-            runsc: Some(RunscFact::Found { version: "1".into(), nvproxy: true }),
+            runsc: Some(RunscFact::Found { version: "1".into(), nvproxy: true, capabilities: true }),
             nvidia_driver: Some(false),
             kvm: None,
         };
@@ -507,7 +507,7 @@ proptest! {
             "annotations: {trusted}, gpuWorkloads: {gpu}, checkpointWorkloads: {checkpoint}, kvmUnavailable: {kvm}, \
              runscUnavailable: {runsc}",
         ));
-        let found = RunscFact::Found { version: String::new(), nvproxy: knows_nvproxy };
+        let found = RunscFact::Found { version: String::new(), nvproxy: knows_nvproxy, capabilities: knows_nvproxy };
         let host = HostFacts {
             runsc: Some(if has_runsc { found } else { RunscFact::Missing { tried: String::new() } }),
             kvm: Some(if has_kvm { Ok(()) } else { Err(String::new()) }),
@@ -583,4 +583,17 @@ fn a_later_container_gets_its_pods_decision_or_none() {
         assert!(refusal.contains("first container decides"), "{refusal}");
     }
     assert_eq!(admitted("annotations: ignore", "secure", "", "container-runtime=runc"), Ok(()));
+}
+
+#[test]
+fn a_limit_that_this_runsc_does_not_know_is_said_so() {
+    let host = |capabilities| HostFacts {
+        runsc: Some(RunscFact::Found { version: "20240729".into(), nvproxy: true, capabilities }),
+        ..full()
+    };
+    let limited = "nvproxyDriverCapabilities: [compute]";
+    assert_eq!(told(limited, "gpu", "", &device(), &host(true)), "gvisor systrap nvproxy");
+    assert!(told(limited, "gpu", "", &device(), &host(false)).contains("20240729 knows no such limit"));
+    assert_eq!(told("", "gpu", "", &device(), &host(false)), "gvisor systrap nvproxy");
+    assert_eq!(told(limited, "secure", "", &Workload::default(), &host(false)), "gvisor systrap");
 }

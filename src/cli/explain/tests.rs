@@ -46,7 +46,7 @@ fn run(args: &str, spec: Option<&str>) -> Ran {
     let mut asked = Vec::new();
     let mut probe = |needs: &Needs, _: &Plan| {
         asked.push(*needs);
-        let runsc = RunscFact::Found { version: "1".into(), nvproxy: true };
+        let runsc = RunscFact::Found { version: "1".into(), nvproxy: true, capabilities: true };
         HostFacts { runsc: Some(runsc), kvm: Some(Err("no kvm".into())), nvidia_driver: Some(false) }
     };
     let (mut out, mut err) = (Vec::new(), Vec::new());
