@@ -25,15 +25,22 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::oneshot;
 use tokio::task::JoinSet;
+use tokio::time::{Instant, timeout};
 
 pub use console::{Console, ConsoleSocket};
 use logger::Logger;
 use name::Name;
-use relay::{Source, copy_all, deliver, splice_all};
+use relay::{Progress, Source, copy_all, deliver, splice_all};
 use sink::Sink;
 
 use crate::runtime::ProcessStreams;
 use crate::shim::reaper::Reaper;
+
+/// How long the output of a deleted process may stand still before it is given up.
+const STALLED: Duration = Duration::from_secs(2);
+/// How long it may take in all, however slowly its reader takes it: containerd's CRI gives its whole exit handling, in
+/// which this is one step, ten seconds.
+const DRAIN: Duration = Duration::from_secs(6);
 
 /// Where a process's streams go: as a Create or Exec request has them. Empty names mean /dev/null.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -139,6 +146,8 @@ pub struct Stdio {
     begin: Vec<oneshot::Sender<()>>,
     /// For each output, when all of it has been delivered; its task may go on, holding it for a reader to come.
     delivered: Vec<oneshot::Receiver<()>>,
+    /// Of the outputs.
+    progress: Progress,
     inputs: JoinSet<()>,
     /// Our own writing end of the stdin fifo: while it is open, a client that detaches does not end the input.
     stdin_open: Option<OwnedFd>,
@@ -158,7 +167,7 @@ impl Stdio {
             let (theirs, ours) = pipe(origin.owner)?;
             let ours = watched(ours)?;
             stdio.stdin_open = Some(writer);
-            stdio.inputs.spawn(async move { splice_all(&fifo, &ours).await });
+            stdio.inputs.spawn(async move { splice_all(&fifo, &ours, &Progress::default()).await });
             streams.stdin = Some(theirs);
         }
         if let Name::Logger(name) = &outputs[0] {
@@ -196,7 +205,7 @@ impl Stdio {
             let (fifo, writer) = open_input(&names.stdin)?;
             let terminal = watched(console.duplicate()?)?;
             stdio.stdin_open = Some(writer);
-            stdio.inputs.spawn(async move { copy_all(&fifo, &terminal).await });
+            stdio.inputs.spawn(async move { copy_all(&fifo, &terminal, &Progress::default()).await });
         }
         let sink = if let Name::Logger(name) = &name {
             let (logger, inputs) = Logger::start(name, origin, id).await?;
@@ -216,6 +225,7 @@ impl Stdio {
     /// Has everything delivered, from the moment on that the process is made. Of one that cannot be made its runtime has
     /// written what is wrong into the same pipe, and that is not the process's output.
     fn output(&mut self, source: Source, sink: Sink) {
+        let progress = self.progress.clone();
         let (begin, begun) = oneshot::channel();
         let (delivered, all_delivered) = oneshot::channel();
         self.begin.push(begin);
@@ -224,7 +234,7 @@ impl Stdio {
             if begun.await.is_err() {
                 return;
             }
-            deliver(source, &sink).await;
+            deliver(source, &sink, &progress).await;
             let _ = delivered.send(());
             sink.linger().await;
         });
@@ -250,23 +260,20 @@ impl Stdio {
         self.console.as_ref().map_or(Ok(()), |console| console.resize(width, height))
     }
 
-    /// Waits until the output of an ended process has been delivered, `limit` at most: a grandchild may hold the pipe,
-    /// and containerd may be away. Then everything is closed. A logger has the same time to end by itself, and some
-    /// more to end when it is told to.
-    pub async fn drain(mut self, limit: Duration) {
+    /// Waits until the output of an ended process has been delivered. Not longer than [`STALLED`] without any progress:
+    /// a grandchild may hold the pipe, and containerd may be away; and not longer than [`DRAIN`] in all. Then everything
+    /// is closed. A logger has the time of a stall to end by itself, and some more to end when it is told to.
+    pub async fn drain(mut self) {
         self.inputs.abort_all();
-        let drained = tokio::time::timeout(limit, async {
-            for delivered in &mut self.delivered {
-                let _ = delivered.await;
+        let begin = Instant::now();
+        loop {
+            let progress = self.progress.so_far();
+            if timeout(STALLED, self.finish_outputs()).await.is_ok() {
+                return;
             }
-            // Their ends close the pipe of a logger that reads a terminal.
-            while self.logger.is_some() && self.outputs.join_next().await.is_some() {}
-            if let Some(logger) = &mut self.logger {
-                logger.ended().await;
+            if self.progress.so_far() == progress || begin.elapsed() + STALLED > DRAIN {
+                break;
             }
-        });
-        if drained.await.is_ok() {
-            return;
         }
         self.outputs.shutdown().await;
         match self.logger.take() {
@@ -274,6 +281,19 @@ impl Stdio {
             None => {
                 log::warn!("output was still open when its process was deleted; the rest of it is not delivered");
             }
+        }
+    }
+
+    /// Waits until everything has been delivered, and a logger has ended. Given up, it can be begun again.
+    async fn finish_outputs(&mut self) {
+        while let Some(delivered) = self.delivered.last_mut() {
+            let _ = delivered.await;
+            self.delivered.pop();
+        }
+        // Their ends close the pipe of a logger that reads a terminal.
+        while self.logger.is_some() && self.outputs.join_next().await.is_some() {}
+        if let Some(logger) = &mut self.logger {
+            logger.ended().await;
         }
     }
 }

@@ -5,6 +5,8 @@
 
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, SpliceFFlags, fcntl, splice};
@@ -34,22 +36,36 @@ pub(super) enum Source {
     Terminal(Watched),
 }
 
+/// How far the streams of a process have come: it changes whenever something is delivered.
+#[derive(Clone, Default)]
+pub(super) struct Progress(Arc<AtomicUsize>);
+
+impl Progress {
+    pub(super) fn so_far(&self) -> usize {
+        self.0.load(Ordering::Relaxed)
+    }
+
+    fn made(&self) {
+        self.0.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
 /// Moves everything to where it goes, to the end of the source or the loss of the sink.
-pub(super) async fn deliver(source: Source, sink: &Sink) {
+pub(super) async fn deliver(source: Source, sink: &Sink, progress: &Progress) {
     match (source, sink) {
         (Source::Pipe(from), Sink::Fifo(Fifo { writer, .. }) | Sink::Logger(writer)) => {
-            splice_all(&from, writer).await;
+            splice_all(&from, writer, progress).await;
         }
-        (Source::Pipe(from), Sink::File(file)) => append_all(&from, file, FILE_BUFFER).await,
+        (Source::Pipe(from), Sink::File(file)) => append_all(&from, file, FILE_BUFFER, progress).await,
         (Source::Terminal(from), Sink::Fifo(Fifo { writer, .. }) | Sink::Logger(writer)) => {
-            copy_all(&from, writer).await;
+            copy_all(&from, writer, progress).await;
         }
-        (Source::Terminal(from), Sink::File(file)) => append_all(&from, file, BUFFER).await,
+        (Source::Terminal(from), Sink::File(file)) => append_all(&from, file, BUFFER, progress).await,
     }
 }
 
 /// Moves everything from one pipe to another, to the end of the first or the loss of the second.
-pub(super) async fn splice_all(from: &Watched, to: &Watched) {
+pub(super) async fn splice_all(from: &Watched, to: &Watched, progress: &Progress) {
     let mut widened = false;
     loop {
         let Ok(mut readable) = from.readable().await else {
@@ -57,12 +73,15 @@ pub(super) async fn splice_all(from: &Watched, to: &Watched) {
         };
         match splice(from.get_ref(), None, to.get_ref(), None, CHUNK, SpliceFFlags::SPLICE_F_NONBLOCK) {
             Ok(0) => return,
-            Ok(moved) if moved >= BUSY && !widened => {
-                widened = true;
-                widen(from);
-                widen(to);
+            Ok(moved) => {
+                progress.made();
+                if moved >= BUSY && !widened {
+                    widened = true;
+                    widen(from);
+                    widen(to);
+                }
             }
-            Ok(_) | Err(Errno::EINTR) => {}
+            Err(Errno::EINTR) => {}
             // One error for both "nothing to read" and "no room to write".
             Err(Errno::EAGAIN) if is_ready(from, PollFlags::POLLIN) => {
                 if !room_in(to).await {
@@ -82,19 +101,21 @@ fn widen(pipe: &Watched) {
 }
 
 /// Copies everything from or to a terminal.
-pub(super) async fn copy_all(from: &Watched, to: &Watched) {
+pub(super) async fn copy_all(from: &Watched, to: &Watched, progress: &Progress) {
     let mut buffer = Vec::new();
     while let Some(count) = receive(from, &mut buffer, BUFFER).await {
         if let Err(error) = send(to, &buffer[..count]).await {
             return lost(error);
         }
+        progress.made();
     }
 }
 
-async fn append_all(from: &Watched, file: &File, size: usize) {
+async fn append_all(from: &Watched, file: &File, size: usize, progress: &Progress) {
     let (mut buffer, mut failed) = (Vec::new(), false);
     while let Some(count) = receive(from, &mut buffer, size).await {
         append(file, &buffer[..count], &mut failed);
+        progress.made();
     }
 }
 

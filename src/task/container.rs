@@ -31,9 +31,6 @@ use crate::runtime::{ExecStreams, ProcessStreams, Runtime, RuntimeError, Started
 use crate::shim::reaper::{Claim, Exit};
 use crate::stdio::{Console, ConsoleSocket, Origin, Stdio, StdioError, StreamNames};
 
-/// How long a deleted process's output may take to be delivered. containerd's CRI gives its exit handling, in which
-/// this is one step, ten seconds.
-const DRAIN: Duration = Duration::from_secs(2);
 /// How long execs may outlive their init before its end is announced without theirs.
 const STRAGGLERS: Duration = Duration::from_secs(2);
 /// How long a killed init may take to be reaped.
@@ -601,7 +598,7 @@ impl Container {
         let sandbox = self.place.sandbox().map(Sandbox::pid);
         self.held_streams = None;
         self.report(async move {
-            let ((), deleted) = tokio::join!(stdio.drain(DRAIN), remove(&runtime, sandbox, force));
+            let ((), deleted) = tokio::join!(stdio.drain(), remove(&runtime, sandbox, force));
             if let Err(error) = &deleted {
                 log::error!(error = error.to_string().as_str(); "the runtime did not delete the container");
             }
@@ -609,7 +606,7 @@ impl Container {
         });
         if force {
             // What was never started may have nothing that could tell its end.
-            let patience = if self.place.is_guest() || self.init.pid() == 0 { Duration::ZERO } else { DRAIN + REAP };
+            let patience = if self.place.is_guest() || self.init.pid() == 0 { Duration::ZERO } else { 2 * REAP };
             self.later(patience, Report::Exited(None, killed()));
         }
         true
@@ -829,7 +826,7 @@ impl Container {
         let stdio = exec.stdio.take().unwrap_or_default();
         self.exec_specs.remove(&id);
         self.report(async move {
-            stdio.drain(DRAIN).await;
+            stdio.drain().await;
             Report::ExecDrained(id, end, reply)
         });
     }
