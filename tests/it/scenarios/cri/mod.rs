@@ -14,10 +14,7 @@ use libtest_mimic::Trial;
 use super::{Scenario, trial};
 use crate::{
     case::RuntimeCase,
-    lab::{
-        House, Lab,
-        cri::{Cri, config::PTRACE},
-    },
+    lab::{House, Lab, cri::Cri},
 };
 
 /// What every shim has to do.
@@ -36,8 +33,7 @@ pub fn trials(house: &Arc<House>, cases: &[RuntimeCase]) -> Vec<Trial> {
     let mut add = |rooms: &[&[Scenario]], case: &RuntimeCase| {
         trials.extend(rooms.iter().copied().flatten().map(|scenario| trial(house, case, *scenario)));
     };
-    // How a sandbox traces its processes is nothing to a daemon: one is as good as another for the older platform.
-    for case in cases.iter().filter(|case| case.handler != PTRACE || case.is_on_first_daemon()) {
+    for case in cases {
         let pods = case.through_cri();
         add(&ALL, &pods);
         if case.ours {
