@@ -47,5 +47,6 @@ echo "cgroup v2, QEMU:"
 within qemu.sh --test it -- --format pretty "$(
     choice <<END
 beta9::gvisor-systrap::containerd-1.6::metrics tell
+beta9::gvisor-systrap::containerd-1.6::a container that runs out of memory
 END
 )"
