@@ -9,7 +9,7 @@ use containerd_shim_protos::protobuf::MessageField;
 use super::kill::deliver;
 use super::{Container, Message, REAP, Report, SETTLING, SIGKILL, STRAGGLERS};
 use crate::bundle::Id;
-use crate::cgroup::OomWatch;
+use crate::cgroup::{Cgroup, OomWatch};
 use crate::events::timestamp;
 use crate::runtime::{Runtime, Target};
 use crate::shim::reaper::{Claim, Exit};
@@ -41,9 +41,13 @@ impl Container {
         // A pid namespace of its own dies with the init, a sandbox as well; other processes have lost nothing but it.
         if self.shares_pids && self.own_sandbox().is_none() {
             self.sweeping = true;
-            let runtime = self.runtime.clone();
+            let (runtime, cgroup) = (self.runtime.clone(), self.cgroup.clone());
             self.report(async move {
                 let _ = runtime.kill(SIGKILL, Target::All).await;
+                // Who is told of the end may look at once, and a signal that is sent is not a process that is gone.
+                if let Some(cgroup) = cgroup {
+                    let _ = tokio::time::timeout(REAP, emptied(&cgroup)).await;
+                }
                 Report::Swept
             });
         }
@@ -183,6 +187,13 @@ async fn wait_for_guest(runtime: &Runtime, id: &Id, sandbox: i32) -> Exit {
         }
         tokio::time::sleep(pause).await;
         pause *= 2;
+    }
+}
+
+/// Waits until no process is left in the cgroup. Looks again and again: cgroup v1 tells nobody.
+async fn emptied(cgroup: &Cgroup) {
+    while cgroup.procs().is_ok_and(|processes| !processes.is_empty()) {
+        tokio::time::sleep(Duration::from_millis(5)).await;
     }
 }
 

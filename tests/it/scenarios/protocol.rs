@@ -5,8 +5,8 @@ use std::{fs, sync::Arc};
 use containerd_shim_protos::{
     api::{
         CheckpointTaskRequest, ConnectRequest, ConnectResponse, CreateTaskRequest, CreateTaskResponse, DeleteRequest,
-        DeleteResponse, Empty, ExecProcessRequest, KillRequest, StartRequest, StartResponse, StateRequest,
-        StateResponse, WaitRequest, WaitResponse,
+        DeleteResponse, Empty, ExecProcessRequest, KillRequest, PidsRequest, PidsResponse, StartRequest, StartResponse,
+        StateRequest, StateResponse, WaitRequest, WaitResponse,
     },
     protobuf::{MessageField, well_known_types::any::Any},
 };
@@ -34,6 +34,7 @@ pub const SCENARIOS: &[Scenario] = &[
     ("a config.json that is not JSON fails the start, and leaves no shim", no_json),
     ("a config.json that breaks after the start fails the create, and leaves nothing", broken_later),
     ("an exec has a terminal if its request asks for one, whatever its spec says", exec_terminal),
+    ("of a container with the host's pids no process is left when its end is told", nothing_survives),
     ("a pod below a slice runs whether or not systemd manages the host's cgroups", below_a_slice),
     ("runc gets a spec byte for byte as its author wrote it, gVisor without what it must not heed", untouched),
 ];
@@ -269,6 +270,32 @@ fn exec_terminal(lab: &Lab, case: &RuntimeCase) {
         let wait = WaitRequest { id: id.clone(), exec_id: name.into(), ..WaitRequest::default() };
         let exit = shim.call::<WaitResponse>("Wait", &wait).unwrap();
         assert_eq!(exit.exit_status, if asked { 7 } else { 8 }, "{name}");
+    }
+    end(&shim);
+}
+
+fn nothing_survives(lab: &Lab, case: &RuntimeCase) {
+    // In gVisor no process is the host's.
+    if !case.is_runc() {
+        return;
+    }
+    let shim = shim(lab, case, &["sh", "-c", "sleep 1000 & sleep 1000; true"]);
+    let file = shim.bundle().join("config.json");
+    let mut spec: serde_json::Value = serde_json::from_slice(&fs::read(&file).unwrap()).unwrap();
+    spec["linux"]["namespaces"].as_array_mut().unwrap().retain(|namespace| namespace["type"] != "pid");
+    fs::write(&file, spec.to_string()).unwrap();
+    create(&shim).unwrap();
+    let id = shim.id().to_owned();
+    shim.call::<StartResponse>("Start", &StartRequest { id: id.clone(), ..StartRequest::default() }).unwrap();
+    let request = PidsRequest { id: id.clone(), ..PidsRequest::default() };
+    let pids = eventually("three processes", || {
+        let pids = shim.call::<PidsResponse>("Pids", &request).unwrap().processes;
+        (pids.len() == 3).then_some(pids)
+    });
+    shim.call::<Empty>("Kill", &KillRequest { id: id.clone(), signal: 9, ..KillRequest::default() }).unwrap();
+    shim.call::<WaitResponse>("Wait", &WaitRequest { id, ..WaitRequest::default() }).unwrap();
+    for process in pids {
+        assert!(!std::path::Path::new(&format!("/proc/{}", process.pid)).exists(), "{} is left", process.pid);
     }
     end(&shim);
 }
