@@ -170,12 +170,13 @@ impl Bundle {
     }
 }
 
-/// The group whose containers share one shim, if the annotations name one: the first of these, as in the Go shim.
+/// The group whose containers share one shim, if the annotations name one: the first of these, as in the Go shim. Of a
+/// pod it is the pod, whatever its author says, for a shim holds to its first container's decision.
 pub fn group(annotations: &Annotations) -> Option<&str> {
-    ["io.containerd.runc.v2.group", "io.kubernetes.cri.sandbox-id"]
-        .iter()
-        .find_map(|key| annotations.get(*key))
-        .map(String::as_str)
+    const GROUPS: [&str; 2] = ["io.containerd.runc.v2.group", "io.kubernetes.cri.sandbox-id"];
+    let is_pods = annotations.contains_key("io.kubernetes.cri.container-type");
+    let groups = if is_pods { &GROUPS[1..] } else { &GROUPS };
+    groups.iter().find_map(|key| annotations.get(*key)).map(String::as_str)
 }
 
 #[cfg(test)]
@@ -201,6 +202,8 @@ mod tests {
         assert_eq!(group(&annotations), Some("pod"));
         annotations.insert("io.containerd.runc.v2.group".into(), "mine".into());
         assert_eq!(group(&annotations), Some("mine"));
+        annotations.insert("io.kubernetes.cri.container-type".into(), "container".into());
+        assert_eq!(group(&annotations), Some("pod"), "a pod's author cannot choose another pod's shim");
     }
 
     proptest! {

@@ -94,7 +94,6 @@ impl Runtime {
         streams: ProcessStreams,
         console: Option<&Path>,
     ) -> Result<Started, RuntimeError> {
-        self.refuse_duplicate().await?;
         let work = self.restore_work();
         fs::create_dir_all(&work).map_err(|error| cannot("make", &work, &error))?;
         let mut args = restore_args(self.kind, self.record.no_pivot_root, &self.bundle, image, &work);

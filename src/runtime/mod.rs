@@ -184,7 +184,11 @@ impl Runtime {
     /// # Errors
     /// Nothing is left behind by the runtime, as far as `delete --force` can see to it.
     pub async fn create(&self, streams: ProcessStreams, console: Option<&Path>) -> Result<Started, RuntimeError> {
-        self.refuse_duplicate().await?;
+        if self.kind == Kind::Runsc {
+            self.refuse_duplicate().await?;
+        }
+        // runc refuses it itself; what must not be deleted then is another's.
+        let is_taken = self.is_taken();
         let mut args = words(&["create", "--bundle"]);
         args.extend([path(self.bundle.path()), "--pid-file".into(), path(&self.bundle.join(INIT_PID))]);
         self.console(&mut args, console);
@@ -210,7 +214,7 @@ impl Runtime {
             Ok(pid) if self.is_in_sandbox() => Ok(Started { pid, inner_pid: None, exit: None }),
             Ok(pid) => Ok(Started { pid, inner_pid: None, exit: Some(self.reaper.claim(pid)) }),
             Err(error) => {
-                if let Err(left) = self.delete(true).await {
+                if !is_taken && let Err(left) = self.delete(true).await {
                     log::warn!(error = left.to_string().as_str(); "a failed create may have left something behind");
                 }
                 Err(error)
@@ -296,13 +300,14 @@ impl Runtime {
             // At once: a stuck one answers no question.
             let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL);
         }
-        let ended = self.delete(true).await;
+        let mut ended = self.delete(true).await;
         let suffix = format!("_sandbox:{}.state", self.name);
         let files = fs::read_dir(&self.root).into_iter().flatten().flatten();
         let names = files.filter_map(|file| Some(file.file_name().to_str()?.strip_suffix(&suffix)?.to_owned()));
         for name in names.collect::<Vec<_>>() {
             let guest = Self { name, record: Record { cgroup: None, ..self.record.clone() }, ..self.clone() };
-            guest.delete(true).await?;
+            // One that cannot be deleted keeps no other from it.
+            ended = ended.and(guest.delete(true).await);
         }
         ended
     }
@@ -503,13 +508,22 @@ impl Runtime {
         Ok(pids.unwrap_or_default())
     }
 
-    /// A second create of the same id would destroy the first one's state in runsc; runc refuses it.
-    async fn refuse_duplicate(&self) -> Result<(), RuntimeError> {
-        if self.kind == Kind::Runc || !self.has_state() || self.remove_stale().await {
+    /// Refuses what the runtime has already, of another containerd perhaps. A second create of the same id would destroy
+    /// the first one's state in runsc.
+    pub async fn refuse_duplicate(&self) -> Result<(), RuntimeError> {
+        if !self.is_taken() || self.kind == Kind::Runsc && self.remove_stale().await {
             return Ok(());
         }
-        let root = self.root.display();
-        Err(RuntimeError::Failed(format!("runsc has a container {} already, in {root}; delete it first", self.name)))
+        let (program, name, root) = (&self.program, &self.name, self.root.display());
+        Err(RuntimeError::Failed(format!("{program} has a container {name} already, in {root}; delete it first")))
+    }
+
+    /// Whether the runtime has a state of exactly this container.
+    pub fn is_taken(&self) -> bool {
+        match self.kind {
+            Kind::Runc => self.root.join(&self.name).exists(),
+            Kind::Runsc => self.has_state(),
+        }
     }
 
     /// Whether runsc has a state file of exactly this container.

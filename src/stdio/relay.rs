@@ -13,6 +13,7 @@ use nix::fcntl::{FcntlArg, SpliceFFlags, fcntl, splice};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::unistd::{read, write};
 use tokio::io::unix::AsyncFd;
+use tokio::task::{consume_budget, yield_now};
 
 use super::sink::{Fifo, Sink, append};
 
@@ -75,6 +76,7 @@ pub(super) async fn splice_all(from: &Watched, to: &Watched, progress: &Progress
             Ok(0) => return,
             Ok(moved) => {
                 progress.made();
+                consume_budget().await;
                 if moved >= BUSY && !widened {
                     widened = true;
                     widen(from);
@@ -108,6 +110,7 @@ pub(super) async fn copy_all(from: &Watched, to: &Watched, progress: &Progress) 
             return lost(error);
         }
         progress.made();
+        consume_budget().await;
     }
 }
 
@@ -116,6 +119,8 @@ async fn append_all(from: &Watched, file: &File, size: usize, progress: &Progres
     while let Some(count) = receive(from, &mut buffer, size).await {
         append(file, &buffer[..count], &mut failed);
         progress.made();
+        // A pipe that is refilled faster than the disk writes would never be found empty, and nothing else have its turn.
+        yield_now().await;
     }
 }
 

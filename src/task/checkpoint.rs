@@ -141,6 +141,8 @@ pub(super) async fn restore(
     origin: &Origin,
     give_up: oneshot::Receiver<()>,
 ) -> Result<Restored, TaskError> {
+    // Nothing of it is deleted when it is not ours.
+    runtime.refuse_duplicate().await?;
     let given_up = async {
         if give_up.await.is_err() {
             std::future::pending::<()>().await;

@@ -115,6 +115,9 @@ pub(super) async fn create(
         }
     }
     let restore = from_checkpoint(&runtime, &decided.decision, &request.checkpoint).await?;
+    if let Some(Restore::Anew(_)) = restore {
+        runtime.refuse_duplicate().await?;
+    }
     rootfs::mount_all(&request.rootfs, &bundle.rootfs(), &shim.reaper).await?;
     let origin = Origin {
         namespace: shim.namespace.clone(),

@@ -4,6 +4,7 @@ use std::time::SystemTime;
 
 use tokio::sync::oneshot;
 
+use super::container::Deleted;
 use super::{Reply, TaskError};
 use crate::shim::reaper::Exit;
 use crate::stdio::{Stdio, StreamNames};
@@ -31,6 +32,8 @@ pub(super) struct Process {
     /// Its pid inside a gVisor sandbox, for signals.
     pub(super) inner_pid: Option<i32>,
     waiters: Vec<oneshot::Sender<Result<Exit, TaskError>>>,
+    /// Those who have asked for its deletion, which is under way if there are any (execs).
+    pub(super) deletes: Vec<Reply<Deleted>>,
 }
 
 impl Process {
@@ -38,7 +41,15 @@ impl Process {
         if let Some(stdio) = &mut stdio {
             stdio.settle();
         }
-        Self { state: State::Created { pid }, names, stdio, stdin_closed: false, inner_pid: None, waiters: Vec::new() }
+        Self {
+            state: State::Created { pid },
+            names,
+            stdio,
+            stdin_closed: false,
+            inner_pid: None,
+            waiters: Vec::new(),
+            deletes: Vec::new(),
+        }
     }
 
     /// Gives it its streams.

@@ -167,9 +167,16 @@ impl Task for TaskService {
             let container = self.container(&request.id).await?;
             return Ok(deleted(container.ask(|reply| Request::Delete { exec, reply }).await?));
         }
-        let (reply, end) = oneshot::channel();
-        self.pod.send(Message::Delete(request.id.clone(), reply));
-        Ok(deleted(end.await.map_err(|_| TaskError::no_container(&request.id))??))
+        // Asked again where the answer does not come: the container was deleted for somebody else while this one waited for
+        // its turn, and the pod knows its end. containerd takes a NOT_FOUND for a reason to publish that end once more.
+        for _ in 0..2 {
+            let (reply, end) = oneshot::channel();
+            self.pod.send(Message::Delete(request.id.clone(), reply));
+            if let Ok(end) = end.await {
+                return Ok(deleted(end?));
+            }
+        }
+        Err(TaskError::no_container(&request.id).into())
     }
 
     async fn exec(&self, _: &TtrpcContext, request: ExecProcessRequest) -> Answer<Empty> {

@@ -152,7 +152,12 @@ pub fn unmount_all(rootfs: &Path) {
 
 fn unmount_below(top: &Path) {
     // The thread's, which is the process's in the shim.
-    let table = fs::read_to_string("/proc/thread-self/mountinfo").unwrap_or_default();
+    let table = fs::read("/proc/thread-self/mountinfo").unwrap_or_else(|error| {
+        log::error!(error = error.to_string().as_str(); "cannot read which mounts there are; some are left");
+        Vec::new()
+    });
+    // Tenants can give mounts of theirs any name; ours are UTF-8.
+    let table = String::from_utf8_lossy(&table);
     let mut points: Vec<PathBuf> =
         table.lines().filter_map(mount_point).filter(|point| point.starts_with(top)).collect();
     // Later mounts lie on earlier ones.

@@ -101,12 +101,17 @@ impl Container {
                 return drop(reply.send(Err(TaskError::WrongState(running))));
             }
         };
+        exec.deletes.push(reply);
+        if exec.deletes.len() > 1 {
+            // It is being deleted, and the answer will be the same.
+            return;
+        }
         let end = Deleted { pid: exec.pid(), exit };
         let stdio = exec.stdio.take().unwrap_or_default();
         self.exec_specs.remove(&id);
         self.report(async move {
             stdio.drain().await;
-            Report::ExecDrained(id, end, reply)
+            Report::ExecDrained(id, end)
         });
     }
 }

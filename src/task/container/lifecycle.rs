@@ -68,9 +68,9 @@ impl Container {
             }
         };
         let pid = self.init.pid().cast_signed();
-        let own = !self.place.is_guest();
+        let sandbox = self.place.is_guest().then(|| self.place.sandbox().map(Sandbox::pid)).flatten();
         self.report(async move {
-            Report::Started(start_init(&runtime, own.then_some(pid), image.as_deref(), streams, ended).await, reply)
+            Report::Started(start_init(&runtime, pid, sandbox, image.as_deref(), streams, ended).await, reply)
         });
         true
     }
@@ -241,8 +241,11 @@ impl Container {
         let (runtime, stdio) = (self.runtime.clone(), self.init.stdio.take().unwrap_or_default());
         let sandbox = self.place.sandbox().map(Sandbox::pid);
         self.held_streams = None;
+        // What no restore has made is not there; if something has its name, it is another's.
+        let exists = self.init.pid() != 0;
         self.report(async move {
-            let ((), deleted) = tokio::join!(stdio.drain(), remove(&runtime, sandbox, force));
+            let removed = async { if exists { remove(&runtime, sandbox, force).await } else { Ok(()) } };
+            let ((), deleted) = tokio::join!(stdio.drain(), removed);
             if let Err(error) = &deleted {
                 log::error!(error = error.to_string().as_str(); "the runtime did not delete the container");
             }
@@ -273,11 +276,12 @@ impl Container {
 }
 
 /// Has the runtime start the init, or restore it from `image`. An init that ends meanwhile without the runtime noticing
-/// ends the start; one whose start failed is killed by its pid if it has one, for it cannot be started again and would
-/// only wait.
+/// ends the start. One whose start failed cannot be started again and is ended: by its pid; or, in another's `sandbox`,
+/// where it may be running although its start was given up, by its deletion.
 async fn start_init(
     runtime: &Runtime,
-    pid: Option<i32>,
+    pid: i32,
+    sandbox: Option<i32>,
     image: Option<&Path>,
     streams: Option<ProcessStreams>,
     mut ended: oneshot::Receiver<()>,
@@ -297,12 +301,17 @@ async fn start_init(
         result = start => result,
         () = overdue => Err(RuntimeError::Failed("the container ended while it was being started".into())),
     };
-    if let Some(pid) = pid
-        && result.is_err()
-        && !over
-        && runtime.signal(pid, SIGKILL).is_ok()
-    {
-        let _ = tokio::time::timeout(REAP, ended).await;
+    match sandbox {
+        _ if result.is_ok() => {}
+        Some(_) => {
+            if let Err(error) = remove(runtime, sandbox, true).await {
+                log::error!(error = error.to_string().as_str(); "a container that could not be started was not deleted");
+            }
+        }
+        None if !over && runtime.signal(pid, SIGKILL).is_ok() => {
+            let _ = tokio::time::timeout(REAP, ended).await;
+        }
+        None => {}
     }
     result
 }

@@ -90,7 +90,7 @@ enum Report {
     /// The runtime has deleted the container, or not.
     Removed(Result<(), RuntimeError>, Reply<Deleted>),
     /// An exec's output is delivered.
-    ExecDrained(Id, Deleted, Reply<Deleted>),
+    ExecDrained(Id, Deleted),
 }
 
 /// Lifecycle commands, of which a container has one at a time.
@@ -337,7 +337,8 @@ impl Container {
             Report::ExecStarted(exec, result, reply) => self.exec_started(&exec, result, reply),
             Report::Paused(pause, result, reply) => {
                 self.pausing = false;
-                if result.is_ok() {
+                // What has ended meanwhile is neither any more.
+                if result.is_ok() && self.init.is_alive() {
                     self.set_paused(pause);
                 }
                 let _ = reply.send(result.map_err(TaskError::from));
@@ -370,9 +371,11 @@ impl Container {
                 let _ = reply.send(Err(error.into()));
                 self.next();
             }
-            Report::ExecDrained(exec, end, reply) => {
-                self.execs.remove(&exec);
-                let _ = reply.send(Ok(end));
+            Report::ExecDrained(exec, end) => {
+                let deletes = self.execs.remove(&exec).map_or_else(Vec::new, |exec| exec.deletes);
+                for reply in deletes {
+                    let _ = reply.send(Ok(end));
+                }
             }
         }
         // The runtime has deleted it and its end is announced: whichever came last.

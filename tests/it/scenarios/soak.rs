@@ -3,6 +3,7 @@
 //! containerd heard of each must be whole and in order.
 
 use std::{
+    fs,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicUsize, Ordering},
@@ -11,6 +12,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use beta9_shim::shim::socket::Address;
 use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
@@ -19,7 +21,7 @@ use nix::{
 use super::Scenario;
 use crate::{
     case::RuntimeCase,
-    lab::{Lab, PATIENCE, container::Container, process::Process},
+    lab::{Lab, PATIENCE, container::Container, eventually, process::Process},
 };
 
 pub const SCENARIOS: &[Scenario] =
@@ -99,6 +101,12 @@ fn soak(lab: &Lab, case: &RuntimeCase) {
     let has_no_container = |shim: &Process| shim.argument("-id").is_none_or(|id| daemon.events().topics(id).is_empty());
     for shim in daemon.shims().into_iter().filter(has_no_container) {
         let _ = kill(Pid::from_raw(shim.pid), Signal::SIGTERM);
+    }
+    // And one that dies in a shim's start has containerd kill that, with a socket that nobody has come to own.
+    for (id, _) in lives.iter().filter(|(id, _)| daemon.events().topics(id).is_empty()) {
+        let address = Address::of_group(None, &daemon.socket(), daemon.namespace(), id);
+        eventually("the end of the shim", || daemon.shim(id).is_none().then_some(()));
+        let _ = fs::remove_file(address.path());
     }
     assert_eq!(daemon.ctr(&["tasks", "list", "--quiet"]).success().text(), "");
 }
