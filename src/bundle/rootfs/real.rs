@@ -56,6 +56,21 @@ fn nothing_is_left(bundle: &Path) {
 }
 
 #[test]
+fn a_mount_of_any_name_keeps_no_other_from_being_unmounted() {
+    use std::os::unix::ffi::OsStrExt;
+    in_private(|dir| {
+        // mountinfo shows it as it is: no text.
+        let odd = directory(dir.join(std::ffi::OsStr::from_bytes(b"\xff")));
+        mount(Some(&odd), &odd, None::<&str>, MsFlags::MS_BIND, None::<&str>).unwrap();
+        let source = directory(dir.join("source"));
+        try_mount(&[request("bind", &source, "", &["rbind"])], &dir.join("b/rootfs")).unwrap();
+        unmount_all(&dir.join("b/rootfs"));
+        let table = String::from_utf8_lossy(&fs::read("/proc/thread-self/mountinfo").unwrap()).into_owned();
+        assert!(!table.contains(" /mnt/b/rootfs "), "{table}");
+    });
+}
+
+#[test]
 fn a_bind_is_read_only_where_it_was_asked_to_be() {
     in_private(|dir| {
         let source = directory(dir.join("source"));

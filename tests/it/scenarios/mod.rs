@@ -91,6 +91,7 @@ pub fn trials(house: &Arc<House>, cases: &[RuntimeCase]) -> Vec<Trial> {
     add(OURS_ONCE, |case| case.ours && case.is_on_first_daemon());
     add(&GVISOR, |case| case.ours && !case.is_runc());
     add(&[compare::SCENARIOS, cgroups::MEASURED], |case| case.ours && case.is_runc());
+    add(&[protocol::RUNC], |case| case.ours && case.is_runc() && case.is_on_first_daemon());
     if Hierarchy::of_host().is_ok_and(|mode| mode == Hierarchy::V2) {
         add(&[cgroups::UNIFIED], RuntimeCase::is_runc);
         add(&[cgroups::UNIFIED_OURS], |case| case.ours && case.is_runc());

@@ -1,6 +1,10 @@
 //! What the shim answers to requests that no well-behaved client sends: called directly, in containerd's place.
 
-use std::{fs, sync::Arc};
+use std::{
+    fs,
+    process::{Command, Stdio},
+    sync::Arc,
+};
 
 use containerd_shim_protos::{
     api::{
@@ -38,6 +42,10 @@ pub const SCENARIOS: &[Scenario] = &[
     ("a pod below a slice runs whether or not systemd manages the host's cgroups", below_a_slice),
     ("runc gets a spec byte for byte as its author wrote it, gVisor without what it must not heed", untouched),
 ];
+
+/// What runc does otherwise than runsc.
+pub const RUNC: &[Scenario] =
+    &[("a container of somebody else's with the same id outlives a create that is refused for it", anothers)];
 
 const INVALID_ARGUMENT: i32 = 3;
 const NOT_FOUND: i32 = 5;
@@ -95,6 +103,31 @@ fn services(lab: &Lab, case: &RuntimeCase) {
         let nothing = shim.call_service::<Empty>(service, "Connect", &connect).unwrap_err();
         assert_eq!(nothing.code, UNIMPLEMENTED, "{nothing:?}");
     }
+    shim.shut_down();
+}
+
+/// Another engine's container, in the root that is the default of all engines. runc refuses its id itself; of runsc the
+/// shim asks before.
+fn anothers(lab: &Lab, case: &RuntimeCase) {
+    let shim = shim(lab, case, &["true"]);
+    let namespace = daemon(lab, case).namespace().to_owned();
+    let bundle = lab.dir("another");
+    let spec = bundle::spec(&lab.rootfs(), &format!("/{namespace}/another"), &["sleep", "1000"]);
+    fs::write(bundle.join("config.json"), spec.to_string()).unwrap();
+    let runc = |arguments: &[&str]| {
+        let mut runc = Command::new(case.runtime_program());
+        runc.arg("--root").arg(format!("/run/containerd/runc/{namespace}")).args(arguments).current_dir(&bundle);
+        runc.stdin(Stdio::null()).stderr(Stdio::null()).stdout(Stdio::null());
+        runc
+    };
+    assert!(runc(&["run", "--detach", shim.id()]).status().unwrap().success());
+    for checkpoint in ["", "/"] {
+        let request = CreateTaskRequest { checkpoint: checkpoint.into(), ..shim.create_request() };
+        assert!(shim.call::<CreateTaskResponse>("Create", &request).is_err());
+        // A signal reaches it only as long as it runs.
+        assert!(runc(&["kill", shim.id(), "0"]).status().unwrap().success(), "checkpoint {checkpoint:?}");
+    }
+    assert!(runc(&["delete", "--force", shim.id()]).status().unwrap().success());
     shim.shut_down();
 }
 
