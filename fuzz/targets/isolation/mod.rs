@@ -62,7 +62,8 @@ impl Node {
     }
 
     fn host(&self) -> HostFacts {
-        let found = RunscFact::Found { version: "1".into(), nvproxy: self.knows_nvproxy, capabilities: self.knows_nvproxy };
+        let found =
+            RunscFact::Found { version: "1".into(), nvproxy: self.knows_nvproxy, capabilities: self.knows_nvproxy };
         let missing = RunscFact::Missing { tried: "runsc".into() };
         HostFacts {
             runsc: Some(if self.has_runsc { found } else { missing }),
