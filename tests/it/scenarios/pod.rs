@@ -541,7 +541,7 @@ fn out_of_memory(lab: &Lab, case: &RuntimeCase) {
     // One that ended before has nothing to do with it.
     let done = pod.detach("done", &["true"]);
     assert_eq!(done.exit_status(), 0);
-    let greedy = pod.detach("greedy", &["sh", "-c", "exec tail /dev/zero"]);
+    let greedy = pod.detach("greedy", &["dd", "if=/dev/zero", "of=/dev/null", "bs=1G", "count=1"]);
     for container in [&greedy, &idle, &pod.sandbox] {
         assert_eq!(container.exit_status(), 137);
         let topics = container.topics();
