@@ -108,7 +108,19 @@ pub struct Lab {
 
 impl Lab {
     /// Runs a trial; a panic in it becomes the error, with the place where it happened and the ends of the daemons' logs.
-    pub fn trial(house: Arc<House>, run: impl FnOnce(&Self)) -> Result<(), String> {
+    /// One of Go's shim, the measure, shows once what can be had: that shim loses an event or a tail of output now and then.
+    pub fn trial(house: &Arc<House>, ours: bool, run: impl Fn(&Self)) -> Result<(), String> {
+        let mut tries = if ours { 1 } else { 3 };
+        loop {
+            let outcome = Self::try_once(Arc::clone(house), &run);
+            tries -= 1;
+            if outcome.is_ok() || tries == 0 {
+                return outcome;
+            }
+        }
+    }
+
+    fn try_once(house: Arc<House>, run: &impl Fn(&Self)) -> Result<(), String> {
         note_where_panics_happen();
         let lab = Self { house, used: Mutex::default(), dockers: Mutex::default() };
         let outcome = catch_unwind(AssertUnwindSafe(|| run(&lab)));

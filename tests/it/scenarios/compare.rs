@@ -440,6 +440,11 @@ impl Client<'_> {
         let options = [&["--rm"], options].concat();
         let output = self.daemon.ctr_with(&container.run_line(self.case, &options, command), input);
         self.saw(step, &container, &output);
+        // They have a way of their own, and may be on it still.
+        self.daemon.events().settle(self.daemon);
+        if container.topics().iter().any(|topic| topic == "start") {
+            container.wait_for("exit", |_| true);
+        }
         // Go's shim may be gone before it has sent its last event.
         let topics = container.topics();
         let topics: Vec<_> = topics.iter().filter(|topic| *topic != "delete").collect();

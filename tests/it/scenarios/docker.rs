@@ -90,7 +90,7 @@ pub fn trials(house: &Arc<House>) -> Vec<Trial> {
 fn trial(house: &Arc<House>, case: &DockerCase, (sentence, show): Scenario) -> Trial {
     let (house, case) = (Arc::clone(house), case.clone());
     Trial::test(format!("{}::{sentence}", case.name), move || {
-        Lab::trial(house, |lab| show(lab, &case)).map_err(Failed::from)
+        Lab::trial(&house, case.ours, |lab| show(lab, &case)).map_err(Failed::from)
     })
 }
 

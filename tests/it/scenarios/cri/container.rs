@@ -68,7 +68,11 @@ fn out_of_memory(lab: &Lab, case: &RuntimeCase) {
         config.linux.as_mut().unwrap().resources.as_mut().unwrap().memory_limit_in_bytes = limit;
     });
     let status = container.ended();
-    assert_eq!((status.exit_code, status.reason.as_str()), (137, "OOMKilled"), "{status:?}");
+    assert_eq!(status.exit_code, 137, "{status:?}");
+    // Go's shim may tell of the kill after the exit, when it is too late for the reason.
+    if case.ours {
+        assert_eq!(status.reason, "OOMKilled", "{status:?}");
+    }
     if case.is_runc() {
         assert_eq!(bystander.state(), ContainerState::Running);
     } else {
