@@ -36,7 +36,9 @@ const FLAG: &str = "--nvproxy=true";
 fn gpu_devices() -> Value {
     let device =
         |path: &str, major: u32, minor: u32| json!({"path": path, "type": "c", "major": major, "minor": minor});
-    json!([device("/dev/nvidia0", 195, 0), device("/dev/nvidiactl", 195, 255), device("/dev/nvidia-uvm", 510, 0)])
+    let gpus = [device("/dev/nvidia0", 195, 0), device("/dev/nvidia1", 195, 1)];
+    let common = [device("/dev/nvidiactl", 195, 255), device("/dev/nvidia-uvm", 510, 0)];
+    json!([gpus, common].concat())
 }
 
 /// A spec that waits for its end, with these devices.
