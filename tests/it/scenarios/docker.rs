@@ -182,8 +182,12 @@ fn terminal(lab: &Lab, case: &DockerCase) {
 
 fn attach(lab: &Lab, case: &DockerCase) {
     let container = container(lab, case, "attach");
-    container.detach(&["--interactive"], &["sh", "-c", "read word; echo got $word; read word; exit $word"]);
+    let script =
+        "while :; do echo waiting; sleep 0.1; done & read word; kill $!; echo got $word; read word; exit $word";
+    container.detach(&["--interactive"], &["sh", "-c", script]);
     let watching = container.attach(None);
+    // What is said before a client is there, it never sees.
+    watching.until_it_says("waiting");
     // Docker shows a client nothing more once its input has ended.
     let typing = container.attach(Some(b"this\n"));
     watching.until_it_says("got this");
