@@ -224,8 +224,11 @@ impl<'a> Direct<'a> {
 
 /// What a kubelet does at last, and can only if there is nothing in it.
 fn remove_pod_cgroup(daemon: &Daemon, pod: &str) {
-    for hierarchy in fs::read_dir("/sys/fs/cgroup").unwrap().flatten() {
-        let cgroup = hierarchy.path().join(daemon.namespace()).join(format!("pod-of-{pod}"));
+    let root = std::path::PathBuf::from("/sys/fs/cgroup");
+    // Of v2 it is the one hierarchy, of v1 it has one directory for each.
+    let below = fs::read_dir(&root).unwrap().flatten().map(|entry| entry.path()).filter(|path| path.is_dir());
+    for hierarchy in below.chain([root.clone()]) {
+        let cgroup = hierarchy.join(daemon.namespace()).join(format!("pod-of-{pod}"));
         if let Err(error) = fs::remove_dir(&cgroup) {
             assert_eq!(error.kind(), std::io::ErrorKind::NotFound, "{}: {error}", cgroup.display());
         }

@@ -48,5 +48,6 @@ within qemu.sh --test it -- --format pretty "$(
     choice <<END
 beta9::gvisor-systrap::containerd-1.6::metrics tell
 beta9::gvisor-systrap::containerd-1.6::a container that runs out of memory
+beta9::gvisor-systrap::containerd-1.6::in a pod that runs out of memory
 END
 )"
