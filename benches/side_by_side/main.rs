@@ -71,7 +71,7 @@ fn main() -> ExitCode {
         .map(|at| PathBuf::from(arguments.get(at + 1).expect("--write takes a file")));
     let house = lab::House::new();
     let result = Mutex::new(None);
-    let outcome = lab::Lab::trial(house.clone(), |lab| {
+    let outcome = lab::Lab::trial(&house, true, |lab| {
         *lab::lock(&result) = Some(measure(&Bench::new(lab, rounds())));
     });
     let leaks = house.close();
