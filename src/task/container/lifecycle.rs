@@ -68,7 +68,10 @@ impl Container {
             }
         };
         let pid = self.init.pid().cast_signed();
-        let sandbox = self.place.is_guest().then(|| self.place.sandbox().map(Sandbox::pid)).flatten();
+        let sandbox = match &self.place {
+            Place::Guest(guest) => Some(guest.sandbox().pid()),
+            Place::Host(_) | Place::Alone => None,
+        };
         self.report(async move {
             Report::Started(start_init(&runtime, pid, sandbox, image.as_deref(), streams, ended).await, reply)
         });

@@ -127,18 +127,18 @@ fn init_container(lab: &Lab, case: &RuntimeCase) {
     let volume = format!("/var/lib/kubelet/pods/{}/volumes/kubernetes.io~empty-dir/work", pod.uid());
     fs::create_dir_all(&volume).unwrap();
     let with_volume = |config: &mut api::ContainerConfig| {
-        let mount = api::Mount { container_path: "/work".into(), host_path: volume.clone(), ..api::Mount::default() };
+        let mount = api::Mount { container_path: "/volume".into(), host_path: volume.clone(), ..api::Mount::default() };
         config.mounts.push(mount);
     };
-    let init = pod.start_with("init", &["sh", "-c", "echo made by init > /work/file; exit 0"], with_volume);
+    let init = pod.start_with("init", &["sh", "-c", "echo made by init > /volume/file; exit 0"], with_volume);
     assert_eq!(init.ended().exit_code, 0);
     let (writer, reader) = (
-        pod.start_with("writer", &["sh", "-c", "cat /work/file; sleep 1000"], with_volume),
+        pod.start_with("writer", &["sh", "-c", "cat /volume/file; sleep 1000"], with_volume),
         pod.start_with("reader", &["sleep", "1000"], with_volume),
     );
     writer.until_it_says("made by init");
-    writer.shell("echo more >> /work/file");
-    assert_eq!(reader.output(&["cat", "/work/file"]), "made by init\nmore\n");
+    writer.shell("echo more >> /volume/file");
+    assert_eq!(reader.output(&["cat", "/volume/file"]), "made by init\nmore\n");
     drop((init, writer, reader));
     gone(&cri, &pod);
     fs::remove_dir_all(format!("/var/lib/kubelet/pods/{}", pod.uid())).unwrap();
