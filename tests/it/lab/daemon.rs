@@ -13,6 +13,7 @@ use std::{
 };
 
 use nix::{
+    mount::{MntFlags, umount2},
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
@@ -285,6 +286,14 @@ impl Daemon {
             self.namespace,
             lines[lines.len().saturating_sub(count)..].join("\n")
         )
+    }
+
+    /// A client looks into the image on a mount of its own, which stays where the client is killed meanwhile.
+    pub fn unmount_after_clients(&self) {
+        let is_theirs = |mount: &&String| mount.starts_with(&format!("{}/containerd-mount", self.dir.display()));
+        for mount in leaks::mounts_below(&self.dir).iter().filter(is_theirs) {
+            umount2(Path::new(mount), MntFlags::MNT_DETACH).unwrap();
+        }
     }
 
     /// Ends the daemon and returns what is left of its containers, each in words.

@@ -97,17 +97,23 @@ fn soak(lab: &Lab, case: &RuntimeCase) {
             thread::sleep(Duration::from_millis(10));
         }
     }
-    // A client that dies between a shim's start and its first request leaves one that would wait a minute for another.
-    let has_no_container = |shim: &Process| shim.argument("-id").is_none_or(|id| daemon.events().topics(id).is_empty());
-    for shim in daemon.shims().into_iter().filter(has_no_container) {
+    // A client that dies between a shim's start and its first request, or between its Delete and its Shutdown, leaves one that
+    // would wait a minute for another container. Of these containerd has removed the bundle.
+    let lonely = eventually("no shim with anything left to do", || {
+        let shims = daemon.shims();
+        let is_done = |shim: &Process| shim.argument("-id").is_some_and(|id| !daemon.bundle(id).exists());
+        shims.iter().all(is_done).then_some(shims)
+    });
+    for shim in lonely {
         let _ = kill(Pid::from_raw(shim.pid), Signal::SIGTERM);
     }
+    eventually("the ends of the shims", || daemon.shims().is_empty().then_some(()));
     // And one that dies in a shim's start has containerd kill that, with a socket that nobody has come to own.
     for (id, _) in lives.iter().filter(|(id, _)| daemon.events().topics(id).is_empty()) {
         let address = Address::of_group(None, &daemon.socket(), daemon.namespace(), id);
-        eventually("the end of the shim", || daemon.shim(id).is_none().then_some(()));
         let _ = fs::remove_file(address.path());
     }
+    daemon.unmount_after_clients();
     assert_eq!(daemon.ctr(&["tasks", "list", "--quiet"]).success().text(), "");
 }
 
