@@ -63,6 +63,16 @@ enum Kind {
     Runsc,
 }
 
+impl Kind {
+    /// What it knows a container by.
+    fn name(self, id: &Id) -> String {
+        match self {
+            Self::Runc => id.to_string(),
+            Self::Runsc => runsc_name(id),
+        }
+    }
+}
+
 /// The runtime of one container.
 #[derive(Clone)]
 pub struct Runtime {
@@ -144,10 +154,7 @@ impl Runtime {
             Selected::Runc { .. } => Kind::Runc,
             Selected::Gvisor(_) => Kind::Runsc,
         };
-        let name = match kind {
-            Kind::Runc => id.to_string(),
-            Kind::Runsc => runsc_name(&id),
-        };
+        let name = kind.name(&id);
         base.extend(["--log".to_owned(), path(&bundle.join(LOG)), "--log-format".to_owned(), "json".to_owned()]);
         if kind == Kind::Runsc {
             base.extend(["--panic-log".to_owned(), path(&bundle.join(error::PANIC_LOG))]);
@@ -475,9 +482,10 @@ impl Runtime {
         self.ask(vec!["pause".into(), self.name.clone()]).await.map(drop)
     }
 
-    /// Thaws it.
-    pub async fn resume(&self) -> Result<(), RuntimeError> {
-        self.ask(vec!["resume".into(), self.name.clone()]).await.map(drop)
+    /// Thaws what a pause of the container `paused` froze: this one, or in gVisor any in its sandbox. runsc knows a pause
+    /// by the container alone that it was asked for.
+    pub async fn resume(&self, paused: &Id) -> Result<(), RuntimeError> {
+        self.ask(vec!["resume".into(), self.kind.name(paused)]).await.map(drop)
     }
 
     /// Applies new resource limits: the JSON of the OCI specification's LinuxResources.

@@ -97,11 +97,12 @@ pub(super) fn directory(what: &str, name: &str) -> Result<PathBuf, TaskError> {
     }
 }
 
-/// Takes a checkpoint; the container is paused already, or not, and `ended` tells its end. On failure it is as it was.
+/// Takes a checkpoint of container `id`; it is paused already, by the pause of `paused`, or not, and `ended` tells its end. On failure it is as it was.
 pub(super) async fn take(
     runtime: &Runtime,
     checkpoint: &Checkpoint,
-    paused: bool,
+    id: &Id,
+    paused: Option<Id>,
     mut ended: oneshot::Receiver<Result<Exit, TaskError>>,
 ) -> Result<(), RuntimeError> {
     let mut over = false;
@@ -116,12 +117,16 @@ pub(super) async fn take(
     };
     let thaw = match &result {
         // A paused sandbox is dead only when it goes on: the end of its processes is decided, but waits.
-        Ok(()) => paused && checkpoint.exit && runtime.is_gvisor(),
+        Ok(()) => paused.filter(|_| checkpoint.exit && runtime.is_gvisor()),
         // CRIU freezes the cgroup itself, and was killed before it could thaw it.
-        Err(RuntimeError::Command(CommandError::Deadline { .. })) => !paused && !runtime.is_gvisor(),
-        Err(_) => false,
+        Err(RuntimeError::Command(CommandError::Deadline { .. })) => {
+            (paused.is_none() && !runtime.is_gvisor()).then(|| id.clone())
+        }
+        Err(_) => None,
     };
-    if thaw && let Err(error) = runtime.resume().await {
+    if let Some(paused) = thaw
+        && let Err(error) = runtime.resume(&paused).await
+    {
         log::debug!(error = error.to_string().as_str(); "nothing to resume after a checkpoint");
     }
     if checkpoint.exit && result.is_ok() && !over {

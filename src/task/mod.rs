@@ -12,6 +12,7 @@ mod pod;
 mod process;
 mod sandbox;
 mod service;
+mod standstill;
 
 pub use error::TaskError;
 pub use pod::{Pod, Shim};

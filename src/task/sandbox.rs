@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use tokio::sync::{mpsc, watch};
 
+use super::standstill::Standstill;
 use crate::bundle::Id;
 use crate::bundle::volumes::Volumes;
 
@@ -46,6 +47,7 @@ pub(super) struct Sandbox {
     ended: watch::Receiver<bool>,
     door: mpsc::WeakSender<Infallible>,
     volumes: Arc<Volumes>,
+    standstill: Standstill,
 }
 
 /// The host's part. Dropped, the sandbox has ended.
@@ -69,7 +71,14 @@ impl Host {
     pub(super) fn new(id: Id, pid: i32, volumes: Volumes) -> Self {
         let (door, guests) = mpsc::channel(1);
         let (ended, end) = watch::channel(false);
-        let sandbox = Sandbox { id, pid, ended: end, door: door.downgrade(), volumes: Arc::new(volumes) };
+        let sandbox = Sandbox {
+            id,
+            pid,
+            ended: end,
+            door: door.downgrade(),
+            volumes: Arc::new(volumes),
+            standstill: Standstill::default(),
+        };
         Self { ended, door: Some(door), guests: Some(guests), sandbox }
     }
 
@@ -105,6 +114,11 @@ impl Sandbox {
     /// The volumes that its containers share.
     pub(super) fn volumes(&self) -> &Volumes {
         &self.volumes
+    }
+
+    /// Whether it stands still: one kernel, so all of its containers or none.
+    pub(super) fn standstill(&self) -> &Standstill {
+        &self.standstill
     }
 
     /// Lets somebody in; `None` if it has ended.

@@ -9,6 +9,7 @@ use crate::bundle::Id;
 use crate::cgroup::Cgroup;
 use crate::stdio::{Stdio, StdioError};
 use crate::task::process::{Process, State};
+use crate::task::standstill::Phase;
 use crate::task::{Reply, TaskError};
 
 impl Container {
@@ -29,15 +30,17 @@ impl Container {
     }
 
     pub(super) fn snapshot(&mut self, exec: Option<&Id>) -> Result<Snapshot, TaskError> {
-        let (pausing, paused, bundle) = (self.pausing, self.paused, self.bundle.path().to_string_lossy().into_owned());
+        let (phase, bundle) = (self.standstill.phase(), self.bundle.path().to_string_lossy().into_owned());
         let process = self.process(exec)?;
         let status = match process.state {
             State::Created { .. } | State::Starting { .. } => Status::Created,
             State::Stopped { .. } => Status::Stopped,
-            // Its execs stand still with it.
-            State::Running { .. } if paused => Status::Paused,
-            State::Running { .. } if pausing => Status::Pausing,
-            State::Running { .. } => Status::Running,
+            // Execs stand still with their init, and in a sandbox all do.
+            State::Running { .. } => match phase {
+                Phase::Moving => Status::Running,
+                Phase::Pausing(_) => Status::Pausing,
+                Phase::Paused(_) => Status::Paused,
+            },
         };
         Ok(Snapshot { bundle, pid: process.pid(), status, names: process.names.clone(), exit: process.exit() })
     }

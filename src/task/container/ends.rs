@@ -15,6 +15,7 @@ use crate::runtime::{Runtime, Target};
 use crate::shim::reaper::{Claim, Exit};
 use crate::task::process::{State, killed};
 use crate::task::sandbox::{Place, Sandbox};
+use crate::task::standstill::Phase;
 
 impl Container {
     /// The init has ended. Its end is announced once, and last: after an OOM kill's and after its execs'.
@@ -85,7 +86,10 @@ impl Container {
 
     pub(super) fn announce_init_exit(&mut self) {
         if let State::Running { ended: Some(exit), .. } = self.init.state {
-            self.paused = false;
+            // A sandbox that stands still goes on doing so without a guest.
+            if !self.place.is_guest() {
+                self.standstill.set(Phase::Moving);
+            }
             self.init.stop(exit);
             self.publish_exit(self.id.as_str(), self.init.pid(), exit);
             if let Place::Guest(guest) = &mut self.place {

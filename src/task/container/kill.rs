@@ -1,7 +1,7 @@
 //! Signals: to whom one goes, and by which way. Straight to a process of ours where a runtime would do no more, by the
 //! runtime otherwise, and a SIGKILL reaches whatever state it finds.
 
-use super::{Container, Report, SIGKILL};
+use super::{Container, SIGKILL};
 use crate::bundle::Id;
 use crate::runtime::command::CommandError;
 use crate::runtime::{Runtime, RuntimeError, Target};
@@ -39,14 +39,15 @@ impl Container {
             (_, None) => Target::Init,
         };
         let (pid, state) = (process.pid().cast_signed(), process.state);
+        let paused = self.standstill.paused();
         let direct = match &self.place {
             // The runtime knows the container's own process alone: an exec is signalled by its pid, paused or not.
             _ if exec.is_some() && target == Target::Init => true,
             // Where runc would do no more than that.
-            Place::Alone => !self.paused && target == Target::Init,
+            Place::Alone => paused.is_none() && target == Target::Init,
             // A sandbox ends with its first container, and by this even if it is not started or stuck. Not when paused:
             // an old runsc then fails to delete what it still takes for paused.
-            Place::Host(_) => exec.is_none() && signal == SIGKILL && !self.paused,
+            Place::Host(_) => exec.is_none() && signal == SIGKILL && paused.is_none(),
             Place::Guest(_) => false,
         };
         if direct {
@@ -75,13 +76,14 @@ impl Container {
         }
         let runtime = self.runtime.clone();
         let sandbox = self.place.sandbox().map(Sandbox::pid);
-        if self.runtime.is_gvisor() && self.paused && signal == SIGKILL {
+        if let Some(paused) = paused.filter(|_| self.runtime.is_gvisor() && signal == SIGKILL) {
             // Nothing is delivered to a paused sandbox; that much of its pause ends here.
-            return self.report(async move {
-                let resumed = runtime.resume().await;
+            let thawed = self.thaw(paused);
+            tokio::spawn(async move {
+                thawed.await;
                 let _ = reply.send(deliver(&runtime, sandbox, signal, target).await.map_err(TaskError::from));
-                Report::Thawed(resumed.is_ok())
             });
+            return;
         }
         tokio::spawn(async move {
             let _ = reply.send(deliver(&runtime, sandbox, signal, target).await.map_err(TaskError::from));

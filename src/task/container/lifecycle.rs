@@ -8,7 +8,8 @@ use containerd_shim_protos::events::task as event;
 use containerd_shim_protos::protobuf::MessageField;
 use tokio::sync::oneshot;
 
-use super::{Command, Container, Deleted, REAP, Report, SIGKILL, STRAGGLERS};
+use super::{Command, Container, Deleted, Message, REAP, Report, SIGKILL, STRAGGLERS};
+use crate::bundle::Id;
 use crate::bundle::record::Record;
 use crate::bundle::rootfs;
 use crate::bundle::volumes::Volumes;
@@ -20,6 +21,7 @@ use crate::shim::reaper::Exit;
 use crate::task::checkpoint::{self, Restore, Restored};
 use crate::task::process::{State, killed};
 use crate::task::sandbox::{Host, Place, Sandbox};
+use crate::task::standstill::Phase;
 use crate::task::{Reply, TaskError};
 
 impl Container {
@@ -158,11 +160,11 @@ impl Container {
             let _ = reply.send(Err(TaskError::WrongState(shared)));
             return false;
         }
-        let (runtime, paused) = (self.runtime.clone(), self.paused);
+        let (runtime, id, paused) = (self.runtime.clone(), self.id.clone(), self.standstill.paused());
         let (tell, ended) = oneshot::channel();
         self.init.wait(tell);
         self.report(async move {
-            let result = checkpoint::take(&runtime, &checkpoint, paused, ended).await;
+            let result = checkpoint::take(&runtime, &checkpoint, &id, paused, ended).await;
             Report::Checkpointed(checkpoint.image.to_string_lossy().into_owned(), result, reply)
         });
         true
@@ -189,28 +191,62 @@ impl Container {
                 .send(Err(TaskError::WrongState(format!("container {} does not run and cannot be {what}", self.id))));
             return false;
         }
-        if self.paused == pause {
+        let paused = match (pause, self.standstill.phase()) {
+            (true, Phase::Moving) => {
+                self.standstill.set(Phase::Pausing(self.id.clone()));
+                None
+            }
+            (false, Phase::Paused(id)) => Some(id),
             // runc's own words for it are those for a container that is not there.
-            let is = if pause { "is paused already" } else { "is not paused" };
-            let _ = reply.send(Err(TaskError::WrongState(format!("container {} {is}", self.id))));
-            return false;
-        }
-        self.pausing = pause;
+            (_, phase) => {
+                let is = if phase == Phase::Moving { "is not paused" } else { "is paused already" };
+                let _ = reply.send(Err(TaskError::WrongState(format!("container {} {is}", self.id))));
+                return false;
+            }
+        };
         let runtime = self.runtime.clone();
         self.report(async move {
-            let result = if pause { runtime.pause().await } else { runtime.resume().await };
+            let result = match paused {
+                None => runtime.pause().await,
+                Some(paused) => runtime.resume(&paused).await,
+            };
             Report::Paused(pause, result, reply)
         });
         true
     }
 
-    pub(super) fn set_paused(&mut self, paused: bool) {
-        self.paused = paused;
-        let container_id = self.id.to_string();
-        if paused {
-            self.events.publish(event::TaskPaused { container_id, ..Default::default() });
-        } else {
-            self.events.publish(event::TaskResumed { container_id, ..Default::default() });
+    /// The runtime has carried out a pause, or a resume, or could not.
+    pub(super) fn paused(&mut self, pause: bool, carried_out: bool) {
+        match (pause, carried_out) {
+            (true, true) if self.init.is_alive() => {
+                self.standstill.set(Phase::Paused(self.id.clone()));
+                self.events.publish(event::TaskPaused { container_id: self.id.to_string(), ..Default::default() });
+            }
+            (true, true) if self.place.is_guest() => {
+                // It has ended meanwhile, and the others would stand still for nothing.
+                self.standstill.set(Phase::Paused(self.id.clone()));
+                tokio::spawn(self.thaw(self.id.clone()));
+            }
+            (true, _) => drop(self.standstill.set(Phase::Moving)),
+            (false, true) => self.resumed(),
+            (false, false) => {}
+        }
+    }
+
+    /// Ends the pause of `paused`, which nobody has asked for.
+    pub(super) fn thaw(&self, paused: Id) -> impl Future<Output = ()> + Send + use<> {
+        let (runtime, mailbox) = (self.runtime.clone(), self.mailbox.clone());
+        async move {
+            if runtime.resume(&paused).await.is_ok() {
+                let _ = mailbox.send(Message::Report(Report::Thawed));
+            }
+        }
+    }
+
+    /// All that stood still moves again: said of the container whose pause it was.
+    pub(super) fn resumed(&mut self) {
+        if let Phase::Paused(id) = self.standstill.set(Phase::Moving) {
+            self.events.publish(event::TaskResumed { container_id: id.to_string(), ..Default::default() });
         }
     }
 

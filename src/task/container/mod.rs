@@ -25,6 +25,7 @@ use super::checkpoint::{Restore, Restored};
 use super::pod::{self, Shim};
 use super::process::{Process, State, killed};
 use super::sandbox::{Place, Sandbox};
+use super::standstill::Standstill;
 use super::{Reply, TaskError};
 use crate::bundle::{Bundle, Id};
 use crate::cgroup::{Cgroup, OomWatch};
@@ -75,8 +76,8 @@ enum Report {
     Paused(bool, Result<(), RuntimeError>, Reply<()>),
     /// A checkpoint of the container is in this directory, or not.
     Checkpointed(String, Result<(), RuntimeError>, Reply<()>),
-    /// A kill has resumed the container, or not.
-    Thawed(bool),
+    /// The container moves again, without having been asked to.
+    Thawed,
     /// A command without consequences here is done.
     Idle,
     /// What the init left running has been killed.
@@ -180,8 +181,7 @@ pub(super) struct Container {
     hosting: bool,
     /// Signals that came while the init was being started.
     held_kills: Vec<(u32, bool, Reply<()>)>,
-    pausing: bool,
-    paused: bool,
+    standstill: Standstill,
     /// A lifecycle command is under way; the others wait.
     busy: bool,
     waiting: VecDeque<Command>,
@@ -212,6 +212,7 @@ impl Container {
         place: Place,
     ) -> Self {
         let (mailbox, messages) = mpsc::unbounded_channel();
+        let standstill = place.sandbox().map(|sandbox| sandbox.standstill().clone()).unwrap_or_default();
         Self {
             id,
             bundle,
@@ -231,8 +232,7 @@ impl Container {
             sweeping: false,
             hosting: false,
             held_kills: Vec::new(),
-            pausing: false,
-            paused: false,
+            standstill,
             busy: false,
             waiting: VecDeque::new(),
             removed: None,
@@ -336,11 +336,7 @@ impl Container {
             }
             Report::ExecStarted(exec, result, reply) => self.exec_started(&exec, result, reply),
             Report::Paused(pause, result, reply) => {
-                self.pausing = false;
-                // What has ended meanwhile is neither any more.
-                if result.is_ok() && self.init.is_alive() {
-                    self.set_paused(pause);
-                }
+                self.paused(pause, result.is_ok());
                 let _ = reply.send(result.map_err(TaskError::from));
                 self.next();
             }
@@ -348,8 +344,7 @@ impl Container {
                 self.checkpointed(image, result, reply);
                 self.next();
             }
-            Report::Thawed(true) if self.paused => self.set_paused(false),
-            Report::Thawed(_) => {}
+            Report::Thawed => self.resumed(),
             Report::Idle => self.next(),
             Report::Swept => {
                 self.sweeping = false;

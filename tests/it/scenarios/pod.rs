@@ -46,6 +46,7 @@ pub const SCENARIOS: &[Scenario] = &[
     ("in a pod that runs out of memory, each container is told of it, and then ends with 137", out_of_memory),
     ("in a pod, a container whose annotations want another runtime than the pod's is refused", other_runtime),
     ("in a pod, statistics are each container's own, and what runsc cannot do is said so", figures),
+    ("in a pod, a pause is that of all containers, and any of them resumes it, as does a SIGKILL to any", pause),
     ("in a pod, a stuck sandbox is ended by the kill of a container that it does not answer to", stuck),
     ("in a pod whose shim is killed, nothing is left, were its sandbox stuck or not", lost_shim),
     ("in a pod, a container that is cleaned up by hand goes alone", cleaned_up),
@@ -650,6 +651,41 @@ fn figures(lab: &Lab, case: &RuntimeCase) {
         direct.delete(id);
     }
     direct.end();
+}
+
+fn pause(lab: &Lab, case: &RuntimeCase) {
+    let pod = Pod::start(lab, case);
+    let [mut first, second] = ["first", "second"].map(|name| pod.detach(name, &["sleep", "1000"]));
+    for (paused, other) in [(&pod.sandbox, &first), (&first, &pod.sandbox), (&first, &second)] {
+        let events = |topic: &str| paused.topics().iter().filter(|seen| *seen == topic).count();
+        let (pauses, resumes) = (events("paused"), events("resumed"));
+        paused.task("pause", &[]).success();
+        for container in [&pod.sandbox, &first, &second] {
+            container.until("PAUSED");
+        }
+        other.task("pause", &[]).failure(&["is paused already"]);
+        other.task("resume", &[]).success();
+        for container in [&pod.sandbox, &first, &second] {
+            container.until("RUNNING");
+        }
+        paused.exec("after", &[], &["echo", "awake"]).success();
+        eventually("the events", || (events("paused") > pauses && events("resumed") > resumes).then_some(()));
+    }
+    // Whose pause it is makes no difference to a SIGKILL.
+    second.task("pause", &[]).success();
+    kill_and_remove(&first);
+    second.until("RUNNING");
+    first = pod.detach("third", &["sleep", "1000"]);
+    first.task("pause", &[]).success();
+    kill_and_remove(&first);
+    pod.sandbox.until("RUNNING");
+    second.task("pause", &[]).success();
+    pod.sandbox.kill("SIGKILL").success();
+    for container in [&second, &pod.sandbox] {
+        assert_eq!(container.exit_status(), 137);
+        container.remove();
+    }
+    pod.assert_gone();
 }
 
 fn stuck(lab: &Lab, case: &RuntimeCase) {
