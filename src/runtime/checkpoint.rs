@@ -241,18 +241,26 @@ fn end_of(log: &Path) -> io::Result<Vec<u8>> {
 
 /// The first thing that went wrong, by CRIU's log: what comes after it are consequences. A line is
 /// `(00.220096) Error (criu/files-reg.c:1790): Can't lookup mount=27 for fd=2`, for what a helper of CRIU's says without
-/// the time.
+/// the time, and in a process that is being restored with its pid: `(00.028319)      1: Error (…`.
 pub fn criu_reason(log: &[u8]) -> Option<String> {
-    /// Said for every failed helper, for a limit that need not be raised, and at the end of everything.
-    const VAGUE: [&str; 3] = ["exited, status=", "rlimit: ", " FAILED."];
+    /// Said for every failed helper, for a limit that need not be raised, at the end of everything, and by who waits for
+    /// more.
+    const VAGUE: [&str; 4] = ["exited, status=", "rlimit: ", " FAILED.", "cgroupd: recv req error"];
     let log = String::from_utf8_lossy(log);
     let mut errors = log.lines().filter_map(|line| {
         let (before, error) = line.split_once("Error (")?;
-        let (before, (_, said)) = (before.trim_end(), error.split_once("): ")?);
-        (before.is_empty() || (before.starts_with('(') && before.ends_with(')'))).then_some(said.trim())
+        let (_, said) = error.split_once("): ")?;
+        begins_a_line(before.trim_end()).then_some(said.trim())
     });
     let reason = errors.find(|error| !VAGUE.iter().any(|vague| error.contains(vague)))?;
     Some(reason.chars().take(LONGEST_REASON).collect())
+}
+
+/// Whether this is what CRIU begins a line with, all of it optional: the time, its restorer's name, a process's pid.
+fn begins_a_line(text: &str) -> bool {
+    let whose = text.strip_prefix('(').and_then(|timed| timed.split_once(')')).map_or(text, |(_, whose)| whose.trim());
+    let whose = whose.strip_prefix("pie: ").unwrap_or(whose);
+    whose.is_empty() || whose.strip_suffix(':').is_some_and(|pid| pid.bytes().all(|byte| byte.is_ascii_digit()))
 }
 
 #[cfg(test)]
@@ -333,6 +341,17 @@ mod tests {
                 ),
                 Some("execvp(\"iptables-restore\", ...) failed: No such file"),
             ),
+            (
+                format!(
+                    "{limit}(00.028319)      1: Error (criu/pagemap.c:557): Can't read async pr bytes\n(00.032931) Error (criu/cgroup.c:1998): cg: cgroupd: recv req error: No such file or directory\n"
+                ),
+                Some("Can't read async pr bytes"),
+            ),
+            (
+                "(00.03) pie: 9: Error (criu/pie/restorer.c:1945): Unable to create a thread: 4\n".to_owned(),
+                Some("Unable to create a thread: 4"),
+            ),
+            ("(00.03) Error (criu/cgroup.c:1998): cg: cgroupd: recv req error: No such file\n".to_owned(), None),
             (format!("(00.1) a name with Error (in it): x\n{failed}"), None),
         ];
         for (log, reason) in table {
