@@ -56,7 +56,7 @@ impl RuntimeCase {
 
     /// The daemon that its pods run on, which all cases of a version share: what they differ in is said by the handlers.
     pub fn cri_daemon(&self) -> Options {
-        let programs = BTreeMap::from([("runc", self.options.version.runc())]);
+        let programs = BTreeMap::from([("runc", self.options.version.runc()), ("criu", Suite::Trixie.program("criu"))]);
         Options { version: self.options.version, programs, config: None, cri: true }
     }
 

@@ -364,6 +364,17 @@ pub struct ContainerStatusResponse {
     pub status: Option<ContainerStatus>,
 }
 
+/// Its timeout, in seconds, is for the method to keep.
+#[derive(Clone, PartialEq, Message)]
+pub struct CheckpointContainerRequest {
+    #[prost(string, tag = "1")]
+    pub container_id: String,
+    #[prost(string, tag = "2")]
+    pub location: String,
+    #[prost(int64, tag = "3")]
+    pub timeout: i64,
+}
+
 #[derive(Clone, PartialEq, Message)]
 pub struct UpdateContainerResourcesRequest {
     #[prost(string, tag = "1")]

@@ -78,7 +78,9 @@ const COMMON: &str = "disable_apparmor = true\nrestrict_oom_score_adj = true\n";
 
 /// A node configuration whose default pool is this one.
 fn node_configuration(pool: &str, runsc: &Path) -> String {
-    format!("worker:\n  defaultPool: lab\n  pools:\n    lab: {pool}\nshim:\n  runsc: {runsc:?}\n")
+    format!(
+        "worker:\n  defaultPool: lab\n  pools:\n    lab: {pool}\nshim:\n  runsc: {runsc:?}\n  checkpointWorkloads: native\n"
+    )
 }
 
 /// Installs a runsc that pods with a network can have on any kernel. The program itself is `tests/fake/runsc.sh`.

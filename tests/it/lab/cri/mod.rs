@@ -4,6 +4,7 @@ pub mod api;
 pub mod config;
 mod grpc;
 pub mod pod;
+pub mod registry;
 pub mod stream;
 
 use std::{sync::Arc, time::Duration};
@@ -35,13 +36,16 @@ impl Cri {
             status.status?.conditions.iter().all(|condition| condition.status).then_some(())
         });
         // It learns of imported images by and by.
-        eventually("the image in the CRI", || {
-            let image = Some(api::ImageSpec { image: IMAGE.into() });
-            let answer: api::ImageStatusResponse =
-                cri.call_service(IMAGES, "ImageStatus", &api::ImageStatusRequest { image }).ok()?;
-            answer.image.map(drop)
-        });
+        eventually("the image in the CRI", || cri.knows(IMAGE).then_some(()));
         cri
+    }
+
+    /// Whether it has an image of this name.
+    pub fn knows(&self, image: &str) -> bool {
+        let image = Some(api::ImageSpec { image: image.into() });
+        let answer: Result<api::ImageStatusResponse, _> =
+            self.call_service(IMAGES, "ImageStatus", &api::ImageStatusRequest { image });
+        answer.is_ok_and(|answer| answer.image.is_some())
     }
 
     pub fn daemon(&self) -> &Arc<Daemon> {

@@ -313,6 +313,13 @@ impl Container<'_> {
         self.pod.cri.call::<Empty>("UpdateContainerResources", &request).map(drop)
     }
 
+    /// Has an archive written of it as it is, while it runs.
+    pub fn checkpoint(&self, archive: &Path) -> Result<(), Status> {
+        let location = archive.to_str().unwrap().into();
+        let request = api::CheckpointContainerRequest { container_id: self.id.clone(), location, timeout: 30 };
+        self.pod.cri.call::<Empty>("CheckpointContainer", &request).map(drop)
+    }
+
     /// Asks it to end, and kills it after so many seconds.
     pub fn stop(&self, timeout: i64) -> Result<(), Status> {
         let request = api::StopContainerRequest { container_id: self.id.clone(), timeout };

@@ -1,6 +1,7 @@
 //! What a kubelet needs of a runtime, through containerd's CRI. All handlers are registered with every daemon, so all cases of a
 //! version share one.
 
+mod checkpoint;
 mod container;
 mod network;
 mod outage;
@@ -13,8 +14,8 @@ use libtest_mimic::Trial;
 
 use super::{Scenario, trial};
 use crate::{
-    case::RuntimeCase,
-    lab::{House, Lab, cri::Cri},
+    case::{Runtime, RuntimeCase},
+    lab::{House, Lab, cri::Cri, daemon::Version},
 };
 
 /// What every shim has to do.
@@ -39,11 +40,22 @@ pub fn trials(house: &Arc<House>, cases: &[RuntimeCase]) -> Vec<Trial> {
         if case.ours {
             add(&OURS, &pods);
         }
+        add(&[checkpoints(case)], &pods);
         if let Some(renamed) = case.by_path() {
             add(&BRIEFLY, &renamed);
+            add(&[checkpoints(case)], &renamed);
         }
     }
     trials
+}
+
+/// What a containerd before 2.1 has not.
+fn checkpoints(case: &RuntimeCase) -> &'static [Scenario] {
+    match case.runtime {
+        _ if case.daemon().version < Version::V2_1 => &[],
+        Runtime::Runc => checkpoint::SCENARIOS,
+        Runtime::Runsc => checkpoint::GVISOR,
+    }
 }
 
 /// The CRI of the daemon that all cases of this version share.
