@@ -44,15 +44,15 @@ fuzz: $(TOOLS)/bin/cargo-fuzz
 $(TOOLS)/bin/cargo-fuzz:
 	$(CARGO) install cargo-fuzz --locked --root $(TOOLS)
 
-# cargo-deny takes minutes to build, so it is not asked for: where it is installed (in PATH or target/tools), the rules
-# that need no network are checked. Advisories need their database: `cargo deny check` checks all of deny.toml.
+# cargo-deny takes minutes to build, so it is not asked for: where it is installed (in PATH or target/tools), all but the
+# advisories is checked, which need their database: `cargo deny check` checks all of deny.toml.
 lint: export PATH := $(TOOLS)/bin:$(PATH)
 lint:
 	$(CARGO) fmt --check
 	$(CARGO) fmt --check --manifest-path fuzz/Cargo.toml
 	$(CARGO) clippy --quiet --all-targets -- -D warnings
 	$(CARGO) clippy --quiet --manifest-path fuzz/Cargo.toml --target-dir target/fuzz -- -D warnings
-	@if command -v cargo-deny > /dev/null; then $(CARGO) deny --offline check licenses bans sources; \
+	@if command -v cargo-deny > /dev/null; then $(CARGO) deny --locked --log-level error check licenses bans sources; \
 	else echo "cargo-deny is not installed: licenses, bans and sources are not checked"; fi
 	for script in tests/lab/*.sh tests/lab/v2/*.sh; do sh -n $$script || exit; done
 	sh -n tests/fake/runsc.sh
