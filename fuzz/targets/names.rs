@@ -21,9 +21,10 @@ fuzz_target!(|text: &str| {
         let Some(address) = Address::parse(text) else {
             continue;
         };
-        let below = address.path().strip_prefix("/run/containerd/s");
-        let parts: Vec<_> = below.expect("in its directory").components().collect();
-        assert!(matches!(parts[..], [Component::Normal(_)]), "{address}");
+        // containerd may name another directory, but it is the one that is written there.
+        let mut parts = address.path().components();
+        assert_eq!(parts.next(), Some(Component::RootDir), "{address}");
+        assert!(parts.all(|part| matches!(part, Component::Normal(_))), "{address}");
         assert_eq!(Address::parse(&address.to_string()), Some(address));
     }
 });

@@ -220,6 +220,8 @@ impl Runtime {
             // Its pid is the sandbox's, whose exit belongs to the sandbox's own container.
             Ok(pid) if self.is_in_sandbox() => Ok(Started { pid, inner_pid: None, exit: None }),
             Ok(pid) => Ok(Started { pid, inner_pid: None, exit: Some(self.reaper.claim(pid)) }),
+            // One that did not run has left nothing.
+            Err(error @ RuntimeError::Command(CommandError::Spawn { .. })) => Err(error),
             Err(error) => {
                 if !is_taken && let Err(left) = self.delete(true).await {
                     log::warn!(error = left.to_string().as_str(); "a failed create may have left something behind");

@@ -63,7 +63,7 @@ pub fn delete(flags: &Flags, bundle: &Path) -> Result<(), CleanupError> {
                 .map_err(io("reap"))?;
         }
         Ok(None) => {
-            log::debug!(container_id = id.as_str(); "nothing was created for this container")
+            log::debug!(container_id = id.as_str(); "no decision record: nothing was created for this container, or its shim has removed it all")
         }
         // Unreadable is no reason to leave the mounts as well.
         Err(error) => {

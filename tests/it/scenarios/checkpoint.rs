@@ -80,6 +80,7 @@ struct Task {
     id: String,
     bundle: PathBuf,
     output: PathBuf,
+    namespace: String,
 }
 
 impl Task {
@@ -103,18 +104,20 @@ impl Task {
         // containerd makes it, for whatever has no other place.
         fs::create_dir(shim.bundle().join("work")).unwrap();
         let bundle = shim.bundle().to_owned();
-        Self { shim: Arc::new(shim), id, bundle, output: bundles.join("output") }
+        let namespace = daemon.namespace().into();
+        Self { shim: Arc::new(shim), id, bundle, output: bundles.join("output"), namespace }
     }
 
     /// A container in the sandbox of this one, with the same shim.
     fn guest(&self, lab: &Lab, name: &str, command: &[&str]) -> Self {
         let (id, bundles) = (lab.id("guest"), lab.dir("bundles"));
-        let mut spec = bundle::spec(&lab.rootfs(), &format!("/{}/{id}", self.id), command);
+        let mut spec = bundle::spec(&lab.rootfs(), &format!("/{}/{id}", self.namespace), command);
         spec["annotations"] = in_pod("container", &self.id, name);
         let bundle = bundles.join(&id);
         fs::create_dir_all(bundle.join("rootfs")).unwrap();
         fs::write(bundle.join("config.json"), spec.to_string()).unwrap();
-        Self { shim: Arc::clone(&self.shim), id, bundle, output: bundles.join("output") }
+        let (shim, namespace) = (Arc::clone(&self.shim), self.namespace.clone());
+        Self { shim, id, bundle, output: bundles.join("output"), namespace }
     }
 
     fn id(&self) -> String {
