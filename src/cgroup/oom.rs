@@ -9,12 +9,12 @@ use std::future;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
-use tokio::time;
+use tokio::{task, time};
 
 use super::v1::OOM_CONTROL;
 use super::v2::MEMORY_EVENTS;
@@ -22,8 +22,12 @@ use super::{Cgroup, Error, Hierarchy, v1, v2};
 use crate::fd;
 
 /// On v1 the kernel notifies before it chooses its victim (mm/memcontrol-v1.c, mem_cgroup_oom_notify), so
-/// that the counter grows a little after the wake-up. What comes later still is found by the next
-/// notification or by [`OomWatch::check`].
+/// that the counter grows a little after the wake-up: mostly within this time, in which it is read again and
+/// again, since tokio's timers know nothing shorter than a millisecond.
+const HURRY: Duration = Duration::from_micros(500);
+
+/// The pauses before further readings. What comes later still is found by the next notification or by
+/// [`OomWatch::check`].
 const SETTLING: &[Duration] = &[
     Duration::from_millis(1),
     Duration::from_millis(1),
@@ -43,7 +47,9 @@ pub struct OomWatch {
     signal: Option<AsyncFd<OwnedFd>>,
     /// The counter when it was last read.
     seen: u64,
-    /// Pauses before further readings, after a notification.
+    /// Until when there is no pause between readings, after a notification.
+    hurry: Option<Instant>,
+    /// Pauses before further readings, then.
     settling: &'static [Duration],
 }
 
@@ -62,7 +68,7 @@ impl OomWatch {
         let signal = descriptor
             .and_then(|descriptor| fd::watch(descriptor, interest(hierarchy)))
             .map_err(|source| Error::Watch { path: directory.join(name), source })?;
-        Ok(Self { hierarchy, directory, signal: Some(signal), seen, settling: &[] })
+        Ok(Self { hierarchy, directory, signal: Some(signal), seen, hurry: None, settling: &[] })
     }
 
     /// Waits until processes have been killed and tells how many, each once over this and [`Self::check`].
@@ -76,6 +82,10 @@ impl OomWatch {
             let Some(signal) = &self.signal else {
                 return future::pending().await;
             };
+            if self.hurry.is_some_and(|until| Instant::now() < until) {
+                task::yield_now().await;
+                continue;
+            }
             if let Some((pause, rest)) = self.settling.split_first() {
                 time::sleep(*pause).await;
                 self.settling = rest;
@@ -89,10 +99,10 @@ impl OomWatch {
                     self.signal = None;
                 }
             }
-            self.settling = match self.hierarchy {
-                Hierarchy::V1 => SETTLING,
-                Hierarchy::V2 => &[],
-            };
+            if self.hierarchy == Hierarchy::V1 {
+                self.hurry = Some(Instant::now() + HURRY);
+                self.settling = SETTLING;
+            }
         }
     }
 
