@@ -49,6 +49,11 @@ enum End {
 }
 
 impl End {
+    /// Whether its client may die in the middle of a request.
+    fn kills_client(self) -> bool {
+        matches!(self, Self::Forced(_) | Self::Forsaken(_))
+    }
+
     fn draw(random: &mut Random) -> Self {
         // A container comes to be within this.
         let moment = Duration::from_millis(random.below(600));
@@ -101,7 +106,9 @@ fn soak(lab: &Lab, case: &RuntimeCase) {
     // would wait a minute for another container. Of these containerd has removed the bundle.
     let lonely = eventually("no shim with anything left to do", || {
         let shims = daemon.shims();
-        let is_done = |shim: &Process| shim.argument("-id").is_some_and(|id| !daemon.bundle(id).exists());
+        let is_forsaken = |id: &str| lives.iter().any(|(life, end)| life == id && end.kills_client());
+        let is_done =
+            |shim: &Process| shim.argument("-id").is_some_and(|id| is_forsaken(id) && !daemon.bundle(id).exists());
         shims.iter().all(is_done).then_some(shims)
     });
     for shim in lonely {
