@@ -14,7 +14,6 @@ use super::container::Container;
 use super::pod::Shim;
 use super::process::Process;
 use super::sandbox::{Guest, Host, Place, Sandbox};
-use super::standstill::Standstill;
 use super::{Reply, TaskError};
 use crate::bundle::record::Record;
 use crate::bundle::rewrite::Rules;
@@ -153,7 +152,7 @@ pub(super) async fn create(
     let place = match (guest, made.pid) {
         (Some(guest), _) => Place::Guest(guest),
         (None, Some(pid)) if runtime.is_gvisor() => Place::Host(Host::new(id.clone(), pid, volumes)),
-        (None, _) => Place::Alone(Standstill::default()),
+        (None, _) => Place::Alone,
     };
     let (id, bundle) = (id.clone(), bundle.clone());
     Ok(Container::new(shim, id, bundle, runtime, init, claim, held, restore, cgroup, oom, shares_pids, origin, place))

@@ -16,7 +16,7 @@ use crate::bundle::volumes::Volumes;
 /// Where a container lives.
 pub(super) enum Place {
     /// Under runc: on the host itself.
-    Alone(Standstill),
+    Alone,
     /// In a gVisor sandbox that was made for it.
     Host(Host),
     /// In a gVisor sandbox that was made for another container.
@@ -27,18 +27,9 @@ impl Place {
     /// The sandbox it is in, if it is in one.
     pub(super) fn sandbox(&self) -> Option<&Sandbox> {
         match self {
-            Self::Alone(_) => None,
+            Self::Alone => None,
             Self::Host(host) => Some(host.sandbox()),
             Self::Guest(guest) => Some(guest.sandbox()),
-        }
-    }
-
-    /// Whether it stands still, by itself or with its sandbox.
-    pub(super) fn standstill(&self) -> &Standstill {
-        match self {
-            Self::Alone(standstill) => standstill,
-            Self::Host(host) => &host.sandbox.standstill,
-            Self::Guest(guest) => &guest.sandbox.standstill,
         }
     }
 
@@ -56,7 +47,6 @@ pub(super) struct Sandbox {
     ended: watch::Receiver<bool>,
     door: mpsc::WeakSender<Infallible>,
     volumes: Arc<Volumes>,
-    /// One kernel, so all of its containers or none.
     standstill: Standstill,
 }
 
@@ -124,6 +114,11 @@ impl Sandbox {
     /// The volumes that its containers share.
     pub(super) fn volumes(&self) -> &Volumes {
         &self.volumes
+    }
+
+    /// Whether it stands still: one kernel, so all of its containers or none.
+    pub(super) fn standstill(&self) -> &Standstill {
+        &self.standstill
     }
 
     /// Lets somebody in; `None` if it has ended.

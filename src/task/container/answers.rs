@@ -30,7 +30,7 @@ impl Container {
     }
 
     pub(super) fn snapshot(&mut self, exec: Option<&Id>) -> Result<Snapshot, TaskError> {
-        let (phase, bundle) = (self.place.standstill().phase(), self.bundle.path().to_string_lossy().into_owned());
+        let (phase, bundle) = (self.standstill.phase(), self.bundle.path().to_string_lossy().into_owned());
         let process = self.process(exec)?;
         let status = match process.state {
             State::Created { .. } | State::Starting { .. } => Status::Created,

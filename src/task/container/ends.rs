@@ -88,7 +88,7 @@ impl Container {
         if let State::Running { ended: Some(exit), .. } = self.init.state {
             // A sandbox that stands still goes on doing so without a guest.
             if !self.place.is_guest() {
-                self.place.standstill().set(Phase::Moving);
+                self.standstill.set(Phase::Moving);
             }
             self.init.stop(exit);
             self.publish_exit(self.id.as_str(), self.init.pid(), exit);

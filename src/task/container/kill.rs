@@ -39,12 +39,12 @@ impl Container {
             (_, None) => Target::Init,
         };
         let (pid, state) = (process.pid().cast_signed(), process.state);
-        let paused = self.place.standstill().paused();
+        let paused = self.standstill.paused();
         let direct = match &self.place {
             // The runtime knows the container's own process alone: an exec is signalled by its pid, paused or not.
             _ if exec.is_some() && target == Target::Init => true,
             // Where runc would do no more than that.
-            Place::Alone(_) => paused.is_none() && target == Target::Init,
+            Place::Alone => paused.is_none() && target == Target::Init,
             // A sandbox ends with its first container, and by this even if it is not started or stuck. Not when paused:
             // an old runsc then fails to delete what it still takes for paused.
             Place::Host(_) => exec.is_none() && signal == SIGKILL && paused.is_none(),

@@ -72,7 +72,7 @@ impl Container {
         let pid = self.init.pid().cast_signed();
         let sandbox = match &self.place {
             Place::Guest(guest) => Some(guest.sandbox().pid()),
-            Place::Host(_) | Place::Alone(_) => None,
+            Place::Host(_) | Place::Alone => None,
         };
         self.report(async move {
             Report::Started(start_init(&runtime, pid, sandbox, image.as_deref(), streams, ended).await, reply)
@@ -160,7 +160,7 @@ impl Container {
             let _ = reply.send(Err(TaskError::WrongState(shared)));
             return false;
         }
-        let (runtime, id, paused) = (self.runtime.clone(), self.id.clone(), self.place.standstill().paused());
+        let (runtime, id, paused) = (self.runtime.clone(), self.id.clone(), self.standstill.paused());
         let (tell, ended) = oneshot::channel();
         self.init.wait(tell);
         self.report(async move {
@@ -191,9 +191,9 @@ impl Container {
                 .send(Err(TaskError::WrongState(format!("container {} does not run and cannot be {what}", self.id))));
             return false;
         }
-        let paused = match (pause, self.place.standstill().phase()) {
+        let paused = match (pause, self.standstill.phase()) {
             (true, Phase::Moving) => {
-                self.place.standstill().set(Phase::Pausing(self.id.clone()));
+                self.standstill.set(Phase::Pausing(self.id.clone()));
                 None
             }
             (false, Phase::Paused(id)) => Some(id),
@@ -219,15 +219,15 @@ impl Container {
     pub(super) fn paused(&mut self, pause: bool, carried_out: bool) {
         match (pause, carried_out) {
             (true, true) if self.init.is_alive() => {
-                self.place.standstill().set(Phase::Paused(self.id.clone()));
+                self.standstill.set(Phase::Paused(self.id.clone()));
                 self.events.publish(event::TaskPaused { container_id: self.id.to_string(), ..Default::default() });
             }
             (true, true) if self.place.is_guest() => {
                 // It has ended meanwhile, and the others would stand still for nothing.
-                self.place.standstill().set(Phase::Paused(self.id.clone()));
+                self.standstill.set(Phase::Paused(self.id.clone()));
                 tokio::spawn(self.thaw(self.id.clone()));
             }
-            (true, _) => drop(self.place.standstill().set(Phase::Moving)),
+            (true, _) => drop(self.standstill.set(Phase::Moving)),
             (false, true) => self.resumed(),
             (false, false) => {}
         }
@@ -245,7 +245,7 @@ impl Container {
 
     /// All that stood still moves again: said of the container whose pause it was.
     pub(super) fn resumed(&mut self) {
-        if let Phase::Paused(id) = self.place.standstill().set(Phase::Moving) {
+        if let Phase::Paused(id) = self.standstill.set(Phase::Moving) {
             self.events.publish(event::TaskResumed { container_id: id.to_string(), ..Default::default() });
         }
     }

@@ -25,6 +25,7 @@ use super::checkpoint::{Restore, Restored};
 use super::pod::{self, Shim};
 use super::process::{Process, State, killed};
 use super::sandbox::{Place, Sandbox};
+use super::standstill::Standstill;
 use super::{Reply, TaskError};
 use crate::bundle::{Bundle, Id};
 use crate::cgroup::{Cgroup, OomWatch};
@@ -180,6 +181,7 @@ pub(super) struct Container {
     hosting: bool,
     /// Signals that came while the init was being started.
     held_kills: Vec<(u32, bool, Reply<()>)>,
+    standstill: Standstill,
     /// A lifecycle command is under way; the others wait.
     busy: bool,
     waiting: VecDeque<Command>,
@@ -210,6 +212,7 @@ impl Container {
         place: Place,
     ) -> Self {
         let (mailbox, messages) = mpsc::unbounded_channel();
+        let standstill = place.sandbox().map(|sandbox| sandbox.standstill().clone()).unwrap_or_default();
         Self {
             id,
             bundle,
@@ -229,6 +232,7 @@ impl Container {
             sweeping: false,
             hosting: false,
             held_kills: Vec::new(),
+            standstill,
             busy: false,
             waiting: VecDeque::new(),
             removed: None,
@@ -247,7 +251,7 @@ impl Container {
     pub(super) fn own_sandbox(&self) -> Option<&Sandbox> {
         match &self.place {
             Place::Host(host) => Some(host.sandbox()),
-            Place::Alone(_) | Place::Guest(_) => None,
+            Place::Alone | Place::Guest(_) => None,
         }
     }
 
